@@ -1,0 +1,2 @@
+//! Where a disk's bytes go.
+pub mod file;

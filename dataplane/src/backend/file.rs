@@ -1,0 +1,260 @@
+//! An image: a regular file or a block device, opened once, locked on that very description, and
+//! read and written with O_DIRECT.
+//!
+//! The lock is an open-file-description lock over the whole file. It is taken on the description
+//! that does the I/O, because requests a killed process left in the kernel hold a reference to it:
+//! a successor that waits for the lock cannot race a zombie's write. A copy of the descriptor in
+//! another process would keep the lock for ever, so it is never passed on; duplicates inside this
+//! process are fine. A whole-file lock also conflicts with QEMU's lock bytes (offsets 100 and 200),
+//! so `qemu-img` refuses a live image.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::buffer::AlignedBuf;
+use crate::lifecycle::Geometry;
+use crate::sys;
+
+/// How long opening waits for the lock of a process that has just died. Its last request was
+/// measured to keep it for up to 371 ms.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why an image cannot be used, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// `open` failed.
+    #[error("cannot open {path}: {source}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Someone else serves the image.
+    #[error(
+        "{path} is in use: another process holds its lock. Stop the one that serves it (fuser \
+         {path} names it)"
+    )]
+    Locked {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The size is not whole blocks.
+    #[error(
+        "{path} is {size} bytes, which is not a multiple of the device's {block} byte block; grow \
+         it: truncate -s %{block} {path}"
+    )]
+    Ragged {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The device's block in bytes.
+        block: u32,
+    },
+    /// Nothing to serve.
+    #[error("{path} is empty; make it larger first: truncate -s 1G {path}")]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Neither a file nor a block device.
+    #[error("{path} is neither a regular file nor a block device")]
+    Kind {
+        /// The image.
+        path: PathBuf,
+    },
+}
+
+/// An open, locked image. Its blocking methods are for threads that may block; a worker drives the
+/// same description through its ring.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    path: PathBuf,
+    geometry: Geometry,
+    /// Alignment that direct I/O asks of memory, in bytes.
+    memory_align: u32,
+    is_device: bool,
+    read_only: bool,
+}
+
+impl Image {
+    /// Opens an existing image and takes its lock: exclusive, or shared when read-only.
+    pub fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(!read_only);
+        let file = open_direct(&options, path)?;
+        Image::adopt(file, path, read_only)
+    }
+
+    /// Creates an image of `size_bytes` that reads as zeroes. Fails if the path exists.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Image, ImageError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o660);
+        let file = open_direct(&options, path)?;
+        file.set_len(size_bytes)
+            .map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
+        Image::adopt(file, path, false)
+    }
+
+    fn adopt(file: File, path: &Path, read_only: bool) -> Result<Image, ImageError> {
+        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        let kind = file.metadata().map_err(failed)?.file_type();
+        let is_device = kind.is_block_device();
+        if !is_device && !kind.is_file() {
+            return Err(ImageError::Kind { path: path.to_owned() });
+        }
+        lock(&file, path, read_only)?;
+        let size = if is_device {
+            sys::block_device_bytes(&file).map_err(failed)?
+        } else {
+            file.metadata().map_err(failed)?.len()
+        };
+        let align = sys::direct_io_align(&file).map_err(failed)?;
+        let block = align.offset_bytes.max(512);
+        if size == 0 {
+            return Err(ImageError::Empty { path: path.to_owned() });
+        }
+        if size % u64::from(block) != 0 {
+            return Err(ImageError::Ragged { path: path.to_owned(), size, block });
+        }
+        Ok(Image {
+            file,
+            path: path.to_owned(),
+            geometry: Geometry { capacity_bytes: size, block_bytes: block },
+            memory_align: align.memory_bytes,
+            is_device,
+            read_only,
+        })
+    }
+
+    /// The image's shape; `block_bytes` is what direct I/O asks of offsets and lengths.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// What direct I/O asks of memory addresses, in bytes.
+    pub fn memory_align(&self) -> u32 {
+        self.memory_align
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether writes were ruled out at opening.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The description that holds the lock, for the ring.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads `buf[..len]` at `offset_bytes`; both must suit the block.
+    pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
+        self.file.read_exact_at(&mut buf[..len], offset_bytes)
+    }
+
+    /// Writes `buf[..len]` at `offset_bytes`; both must suit the block.
+    pub fn write_at(&self, offset_bytes: u64, buf: &AlignedBuf, len: usize) -> io::Result<()> {
+        self.file.write_all_at(&buf[..len], offset_bytes)
+    }
+
+    /// Makes the range read as zeroes, giving space back where the file system or device can.
+    pub fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        let punched = sys::fallocate(&self.file, sys::PUNCH_HOLE, range.clone());
+        match punched {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_zeroes(range),
+            other => other,
+        }
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        let zeroes = AlignedBuf::new(1 << 20);
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(zeroes.len());
+            self.write_at(at, &zeroes, len)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes every write so far durable.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The first run of data at or after `offset_bytes`, or `None` when only a hole follows. A
+    /// device, or a file system that cannot tell, answers all that is left.
+    pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        let end = self.geometry.capacity_bytes;
+        if offset_bytes >= end {
+            return Ok(None);
+        }
+        if self.is_device {
+            return Ok(Some(offset_bytes..end));
+        }
+        let start = match sys::seek(&self.file, offset_bytes, libc::SEEK_DATA) {
+            Ok(start) => start,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => offset_bytes,
+            Err(error) => return Err(error),
+        };
+        let stop = sys::seek(&self.file, start, libc::SEEK_HOLE).unwrap_or(end);
+        Ok((start < end).then(|| start..stop.min(end)))
+    }
+}
+
+/// Opens with O_DIRECT where the file system can, without it where it cannot.
+fn open_direct(options: &OpenOptions, path: &Path) -> Result<File, ImageError> {
+    let failed = |source| ImageError::Open { path: path.to_owned(), source };
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!(path = %path.display(), "no O_DIRECT here: the page cache is used");
+            // A file that the failed call may have created is opened, not created again.
+            let mut again = options.clone();
+            if path.exists() {
+                again.create_new(false);
+            }
+            again.open(path).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
+    let began = Instant::now();
+    let mut waited = false;
+    loop {
+        match sys::lock_description(file, shared) {
+            Ok(true) => return Ok(()),
+            Ok(false) if began.elapsed() >= LOCK_PATIENCE => {
+                return Err(ImageError::Locked { path: path.to_owned() });
+            }
+            Ok(false) => {
+                if !waited && began.elapsed() > Duration::from_millis(500) {
+                    waited = true;
+                    tracing::warn!(path = %path.display(), "waiting for the image's lock");
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(source) => return Err(ImageError::Open { path: path.to_owned(), source }),
+        }
+    }
+}
+
+impl AsRawFd for Image {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
+    }
+}

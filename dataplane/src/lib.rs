@@ -1,0 +1,6 @@
+//! The engine.
+pub mod backend;
+pub mod buffer;
+pub mod lifecycle;
+pub mod sys;
+pub mod units;

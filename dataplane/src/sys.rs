@@ -1,0 +1,101 @@
+//! The system calls that the standard library has no safe form for. Each takes a live descriptor
+//! and memory of this stack frame, so each is safe to call.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+/// `fallocate` mode: deallocate, read as zeroes, keep the size.
+pub const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// `fallocate` mode: keep the space, read as zeroes, keep the size.
+pub const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// What direct I/O asks of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectIoAlign {
+    /// Of memory addresses, in bytes.
+    pub memory_bytes: u32,
+    /// Of offsets and lengths, in bytes.
+    pub offset_bytes: u32,
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Deallocates or zeroes a range of a file or block device.
+pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
+    let (Ok(start), Ok(len)) =
+        (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)))
+    else {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    };
+    // SAFETY: plain integers and a descriptor that `file` keeps open.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, start, len) }).map(drop)
+}
+
+/// `lseek` with `whence`; the description's offset means nothing here, all I/O is positional.
+pub fn seek(file: &File, offset_bytes: u64, whence: i32) -> io::Result<u64> {
+    let offset =
+        i64::try_from(offset_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: plain integers and a descriptor that `file` keeps open.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(at).map_err(|_| io::Error::last_os_error())
+}
+
+/// Takes an open-file-description lock on the whole file; `false` when another holds it.
+pub fn lock_description(file: &File, shared: bool) -> io::Result<bool> {
+    // SAFETY: `flock` is plain data for which zeroes are valid.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = if shared { libc::F_RDLCK } else { libc::F_WRLCK };
+    lock.l_type = libc::c_short::try_from(kind).expect("lock kinds are small");
+    lock.l_whence = 0; // SEEK_SET; a length of 0 reaches to the end, however far it grows
+    // SAFETY: `lock` lives through the call, which only reads it.
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Size of a block device in bytes.
+pub fn block_device_bytes(file: &File) -> io::Result<u64> {
+    const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+    let mut bytes = 0u64;
+    // SAFETY: the ioctl writes one u64, which `bytes` is.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut bytes) })?;
+    Ok(bytes)
+}
+
+/// What direct I/O on this file asks for; 512 for both where the file is open without it, and a
+/// page where the kernel cannot say.
+pub fn direct_io_align(file: &File) -> io::Result<DirectIoAlign> {
+    // SAFETY: plain integers and an open descriptor.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    if flags & libc::O_DIRECT == 0 {
+        return Ok(DirectIoAlign { memory_bytes: 1, offset_bytes: 512 });
+    }
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; the call fills `stat`, which
+    // is plain data and valid as zeroes besides.
+    let stat = unsafe {
+        check(libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            stat.as_mut_ptr(),
+        ))?;
+        stat.assume_init()
+    };
+    if stat.stx_mask & libc::STATX_DIOALIGN == 0 || stat.stx_dio_offset_align == 0 {
+        return Ok(DirectIoAlign { memory_bytes: 4096, offset_bytes: 4096 });
+    }
+    Ok(DirectIoAlign {
+        memory_bytes: stat.stx_dio_mem_align,
+        offset_bytes: stat.stx_dio_offset_align,
+    })
+}
