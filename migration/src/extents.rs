@@ -1,0 +1,1 @@
+//! What is copied, being copied and dirty.
