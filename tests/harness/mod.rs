@@ -1,0 +1,32 @@
+//! The rig of the QEMU tests: processes that die with the harness, a QMP
+//! client, guests driven over their serial line, two Ferry daemons, and the
+//! moves of a guest between them.
+//!
+//! ```text
+//!   Trial --- TestDir                      one folder, its logs shown on failure
+//!     Pair --- Daemon A, Daemon B          `ferry daemon`, driven by `ferry ...`
+//!       |----- Guest --- Qemu --- Qmp      commands and states
+//!       |                  `----- Serial   one line in, markers out
+//!       `----- Verifier                    ferry-bench inside the guest
+//! ```
+//!
+//! Every wait has a deadline and says what it waited for. Nothing panics on
+//! what a child does: a check returns a [`Failure`], which the trial prints
+//! with the tails of all logs.
+
+pub mod daemon;
+pub mod dir;
+pub mod failure;
+pub mod guest;
+pub mod image;
+pub mod pair;
+pub mod process;
+pub mod qmp;
+pub mod serial;
+pub mod storage_daemon;
+pub mod trial;
+pub mod verifier;
+pub mod wait;
+
+pub use dir::TestDir;
+pub use failure::{Check, Failure};

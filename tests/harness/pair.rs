@@ -1,0 +1,300 @@
+//! Two daemons, a guest on one of them, and the steps of a move.
+//!
+//! The steps are those of an orchestrator, one method each, so that a test can
+//! break off between any two of them:
+//!
+//! ```text
+//!   prepare      the other side: an incoming disk, a QEMU that waits
+//!   copy         `ferry migrate disk`, until the mirror is in sync
+//!   switch       QEMU's migration, until `pre-switchover`
+//!   release      `ferry migrate release`: the other side owns the disk
+//!   images_equal
+//!   go_on        `migrate-continue`, then the guest runs on the other side
+//! ```
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::daemon::Daemon;
+use super::failure::Context;
+use super::guest::{Guest, Machine, Qemu, ferry_qmp};
+use super::process::Running;
+use super::wait::{secs, wait_for};
+use super::{Check, TestDir, image};
+use crate::ensure;
+
+/// The id of the one disk.
+pub const DISK: &str = "d0";
+
+const COPY_LIMIT: Duration = secs(180);
+const SWITCH_LIMIT: Duration = secs(120);
+const SIDES: [&str; 2] = ["a", "b"];
+
+/// What the pair's disk is like.
+pub struct Options {
+    /// The disk's size.
+    pub bytes: u64,
+    /// Whether it is full from the start; a sparse one is copied in no time.
+    pub full: bool,
+    /// How long each request takes at the second daemon, so that a copy to it
+    /// lasts long enough to be disturbed.
+    pub slow_ms: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bytes: 64 * image::MIB,
+            full: false,
+            slow_ms: None,
+        }
+    }
+}
+
+/// Two daemons and one guest with one disk.
+pub struct Pair<'d> {
+    dir: &'d TestDir,
+    options: Options,
+    machine: Machine,
+    daemons: [Daemon<'d>; 2],
+    /// Where the guest is, an index of `daemons`.
+    here: usize,
+    qemus: u32,
+    /// The guest.
+    pub guest: Guest,
+}
+
+/// The other side, made ready for a move.
+pub struct Arrival {
+    /// The QEMU that waits.
+    pub qemu: Qemu,
+    /// Where it waits.
+    pub uri: String,
+}
+
+impl<'d> Pair<'d> {
+    /// Starts both daemons, and the guest at the first.
+    pub fn start(dir: &'d TestDir, options: Options) -> Check<Self> {
+        let machine = Machine::default();
+        let image = dir.path("a.img");
+        if options.full {
+            image::create_full(&image, options.bytes)?;
+        } else {
+            image::create(&image, options.bytes)?;
+        }
+        let daemon = |side: &str| Daemon::spawn(dir, side, &[ferry_qmp(dir, side)], "");
+        let daemons = [daemon("a")?, daemon("b")?];
+        let path = image.display().to_string();
+        let socket = daemons[0].add_disk(DISK, &path, machine.queues)?;
+        let guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+        Ok(Self {
+            dir,
+            options,
+            machine,
+            daemons,
+            here: 0,
+            qemus: 0,
+            guest,
+        })
+    }
+
+    /// The daemon the guest is at.
+    pub fn source(&mut self) -> &mut Daemon<'d> {
+        &mut self.daemons[self.here]
+    }
+
+    /// The daemon it is to move to.
+    pub fn destination(&mut self) -> &mut Daemon<'d> {
+        &mut self.daemons[1 - self.here]
+    }
+
+    /// The other side's name, which its QEMU's monitor is named after.
+    pub fn destination_name(&self) -> &'static str {
+        SIDES[1 - self.here]
+    }
+
+    fn image_path(&self, side: usize) -> PathBuf {
+        self.dir.path(format!("{}.img", SIDES[side]))
+    }
+
+    /// The image the guest's data goes to.
+    pub fn destination_image(&self) -> PathBuf {
+        self.image_path(1 - self.here)
+    }
+
+    /// Makes the other side ready. What an earlier move left there is cleared
+    /// away first, as an operator would.
+    pub fn prepare(&mut self) -> Check<Arrival> {
+        let mut arrival = self.prepare_closed()?;
+        arrival.qemu.listen(&arrival.uri)?;
+        Ok(arrival)
+    }
+
+    /// As [`Pair::prepare`], but that the QEMU is not told to listen yet.
+    pub fn prepare_closed(&mut self) -> Check<Arrival> {
+        let there = 1 - self.here;
+        self.clear(there)?;
+        let path = self.image_path(there).display().to_string();
+        let path = match self.options.slow_ms {
+            Some(ms) if there == 1 => format!("delay:{ms}:{path}"),
+            _ => path,
+        };
+        let queues = self.machine.queues;
+        let socket = self.daemons[there].add_incoming(DISK, &path, queues, self.options.bytes)?;
+        self.qemus += 1;
+        let name = format!("{}-{}", SIDES[there], self.qemus);
+        let qemu = Qemu::incoming(self.dir, &name, &self.machine, &[&socket])?;
+        let uri = format!("unix:{}", self.dir.path(format!("{name}.move")).display());
+        Ok(Arrival { qemu, uri })
+    }
+
+    /// Forgets the disk at a side it is not served at, and its files.
+    fn clear(&self, side: usize) -> Check {
+        self.daemons[side].remove_disk(DISK)?;
+        let name = format!("{}.img", SIDES[side]);
+        for entry in fs::read_dir(self.dir.path("."))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the copy of the disk.
+    pub fn start_copy(&mut self) -> Check<Running> {
+        let to = self.destination().address();
+        self.source()
+            .start_command(&["migrate", "disk", DISK, "--to", &to])
+    }
+
+    /// Waits until the copy is done and the mirror in sync.
+    pub fn finish_copy(&mut self, copy: Running) -> Check {
+        let output = copy
+            .finish(COPY_LIMIT)
+            .context(|| "ferry migrate disk".to_owned())?;
+        self.source().succeeded(&["migrate", "disk"], &output)?;
+        Ok(())
+    }
+
+    /// Copies the disk, until the mirror is in sync.
+    pub fn copy(&mut self) -> Check {
+        let copy = self.start_copy()?;
+        self.finish_copy(copy)
+    }
+
+    /// Starts a copy and returns in the middle of it: some of the image has
+    /// arrived, and not all.
+    pub fn copy_half_way(&mut self) -> Check<Running> {
+        let mut copy = self.start_copy()?;
+        let path = self.destination_image();
+        let wanted = self.options.bytes / 8;
+        wait_for("the copy to get going", COPY_LIMIT, || {
+            ensure_running(&mut copy)?;
+            Ok((image::allocated(&path).unwrap_or(0) >= wanted).then_some(()))
+        })?;
+        Ok(copy)
+    }
+
+    /// Starts QEMU's migration, with the capabilities as they were set.
+    pub fn start_switch(&mut self, arrival: &Arrival) -> Check {
+        self.guest
+            .qmp()
+            .execute("migrate", &json!({ "uri": arrival.uri }))?;
+        Ok(())
+    }
+
+    /// Runs QEMU's migration up to where the guest stands and nothing is
+    /// switched yet.
+    pub fn switch(&mut self, arrival: &Arrival) -> Check {
+        self.guest.qmp().prepare_migration()?;
+        self.start_switch(arrival)?;
+        self.guest
+            .qmp()
+            .wait_migration("pre-switchover", SWITCH_LIMIT)?;
+        Ok(())
+    }
+
+    /// Hands the disk over; on return the other side holds it durably.
+    pub fn release(&mut self) -> Check {
+        self.source().expect(&["migrate", "release", DISK])?;
+        Ok(())
+    }
+
+    /// Compares the two images. They are at rest only between the release and
+    /// the moment the guest runs again.
+    pub fn images_equal(&self) -> Check {
+        let open = |side| File::open(self.current_image(side)?).context(|| "image".to_owned());
+        image::ensure_equal(&open(self.here)?, &open(1 - self.here)?)
+    }
+
+    /// A side's image, which is renamed when the disk has left.
+    fn current_image(&self, side: usize) -> Check<PathBuf> {
+        let path = self.image_path(side);
+        if path.exists() {
+            return Ok(path);
+        }
+        let moved = format!("{}.img.moved.", SIDES[side]);
+        for entry in fs::read_dir(self.dir.path("."))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&moved) {
+                return Ok(entry.path());
+            }
+        }
+        Ok(path)
+    }
+
+    /// Lets the migration go on, and the guest run on the other side.
+    pub fn go_on(&mut self, mut arrival: Arrival) -> Check {
+        self.guest.qmp().migrate_continue()?;
+        self.guest.qmp().wait_migration("completed", SWITCH_LIMIT)?;
+        arrival.qemu.qmp.wait_status("paused", secs(20))?;
+        arrival.qemu.qmp.run("cont")?;
+        self.arrived(arrival)
+    }
+
+    /// Takes note that the guest has moved.
+    pub fn arrived(&mut self, arrival: Arrival) -> Check {
+        drop(self.guest.arrive(arrival.qemu));
+        self.here = 1 - self.here;
+        self.guest.qmp().wait_status("running", secs(20))
+    }
+
+    /// A whole move, with the images compared on the way.
+    pub fn move_guest(&mut self) -> Check {
+        let arrival = self.prepare()?;
+        self.copy()?;
+        self.switch(&arrival)?;
+        self.release()?;
+        self.images_equal()?;
+        self.go_on(arrival)
+    }
+
+    /// Gives up QEMU's migration and waits until the guest runs again here.
+    pub fn cancel_switch(&mut self) -> Check {
+        self.guest.qmp().run("migrate_cancel")?;
+        self.guest.qmp().wait_migration("cancelled", secs(30))?;
+        self.guest.qmp().wait_status("running", secs(30))
+    }
+
+    /// Gives up the move of the disk.
+    pub fn cancel_copy(&mut self) -> Check {
+        self.source().expect(&["migrate", "cancel", DISK])?;
+        Ok(())
+    }
+}
+
+/// Fails when a copy that should be under way has ended.
+pub fn ensure_running(copy: &mut Running) -> Check {
+    if let Some(output) = copy.ended()? {
+        ensure!(
+            output.code != Some(0),
+            "the copy was over before it could be disturbed: make it slower"
+        );
+        crate::fail!("the copy failed: {}{}", output.out, output.err);
+    }
+    Ok(())
+}

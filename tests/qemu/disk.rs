@@ -1,0 +1,132 @@
+//! A disk as a guest sees it, without any move.
+
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+
+use crate::ensure;
+use crate::harness::daemon::Daemon;
+use crate::harness::guest::{Guest, Machine};
+use crate::harness::trial::with_qemu;
+use crate::harness::{Check, TestDir, image};
+
+pub fn trials() -> Vec<Trial> {
+    with_qemu(&[
+        ("file_system_survives_a_reboot", file_system),
+        ("discard_makes_the_image_smaller", discard),
+        ("read_only_disk_refuses_writes", read_only),
+        ("ten_idle_disks_cost_no_processor_time", idle),
+    ])
+}
+
+fn file_system(dir: &TestDir) -> Check {
+    let path = dir.path("disk.img");
+    image::create(&path, 128 * image::MIB)?;
+    let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let machine = Machine::default();
+    let socket = daemon.add_disk("d0", &path.display().to_string(), machine.queues)?;
+    let mut guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+    guest.expect("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt")?;
+    // More than one request, and a size that is no multiple of anything.
+    guest.expect("dd if=/dev/urandom of=/mnt/file bs=77777 count=200 2>/dev/null")?;
+    let before = guest.expect("sha256sum /mnt/file && sync")?;
+
+    guest.send("reboot -f")?;
+    guest.wait_boot()?;
+    guest.expect("mount /dev/vda /mnt")?;
+    let after = guest.expect("sha256sum /mnt/file")?;
+    ensure!(
+        before == after,
+        "wrote {before:?}, found {after:?} after the reboot"
+    );
+    guest.ensure_no_disk_errors()
+}
+
+fn discard(dir: &TestDir) -> Check {
+    let path = dir.path("disk.img");
+    image::create(&path, 64 * image::MIB)?;
+    let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let machine = Machine::default();
+    let socket = daemon.add_disk("d0", &path.display().to_string(), machine.queues)?;
+    let mut guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+    guest.expect("dd if=/dev/urandom of=/dev/vda bs=1M count=32 conv=fsync 2>/dev/null")?;
+    let full = image::allocated(&path)?;
+    ensure!(
+        full >= 32 * image::MIB,
+        "wrote 32 MiB and the image takes {full} bytes"
+    );
+    guest.expect("blkdiscard -o 0 -l 16777216 /dev/vda && sync")?;
+    let less = image::allocated(&path)?;
+    ensure!(
+        less <= full - 15 * image::MIB,
+        "discarded 16 MiB; the image took {full} bytes and takes {less}"
+    );
+    guest.expect("cmp -n 16777216 /dev/vda /dev/zero")?;
+    guest.ensure_no_disk_errors()
+}
+
+fn read_only(dir: &TestDir) -> Check {
+    let path = dir.path("disk.img");
+    image::create_full(&path, 16 * image::MIB)?;
+    let before = std::fs::read(&path)?;
+    let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let machine = Machine::default();
+    let socket = daemon.add_read_only("d0", &path.display().to_string(), machine.queues)?;
+    let mut guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+    guest.expect("dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null")?;
+    let flag = guest.expect("cat /sys/block/vda/ro")?;
+    ensure!(flag.trim() == "1", "the guest takes the disk for writable");
+    let (out, status) = guest.run("dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync 2>&1")?;
+    ensure!(status != 0, "the guest wrote to a read-only disk: {out}");
+    // The kernel checks its own flag first; the device must refuse as well.
+    let (out, status) = guest.run(
+        "blockdev --setrw /dev/vda && dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync 2>&1",
+    )?;
+    ensure!(
+        status != 0,
+        "the guest wrote to a read-only disk after --setrw: {out}"
+    );
+    ensure!(
+        std::fs::read(&path)? == before,
+        "the image of a read-only disk has changed"
+    );
+    Ok(())
+}
+
+fn idle(dir: &TestDir) -> Check {
+    const DISKS: usize = 10;
+    const WATCHED: Duration = Duration::from_secs(10);
+    let mut daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let machine = Machine {
+        queues: 2,
+        ..Machine::default()
+    };
+    let mut sockets = Vec::new();
+    for index in 0..DISKS {
+        let path = dir.path(format!("disk{index}.img"));
+        image::create(&path, 16 * image::MIB)?;
+        let id = format!("d{index}");
+        sockets.push(daemon.add_disk(&id, &path.display().to_string(), machine.queues)?);
+    }
+    let disks: Vec<_> = sockets.iter().map(AsRef::as_ref).collect();
+    let mut guest = Guest::boot(dir, "a-0", &machine, &disks)?;
+    // Each has been busy: a worker that never sleeps again shows only then.
+    guest
+        .expect("for d in /dev/vd?; do dd if=$d of=/dev/null bs=1M 2>/dev/null || exit 1; done")?;
+    let found = guest.expect("ls /dev/vd? | wc -l")?;
+    ensure!(
+        found.trim() == DISKS.to_string(),
+        "the guest sees {found} disks"
+    );
+    std::thread::sleep(Duration::from_secs(2));
+
+    let before = daemon.process()?.cpu_time()?;
+    std::thread::sleep(WATCHED);
+    let used = daemon.process()?.cpu_time()? - before;
+    println!("ten idle disks used {used:?} of processor time in {WATCHED:?}");
+    ensure!(
+        used <= WATCHED / 100,
+        "ten idle disks used {used:?} in {WATCHED:?}, more than 1 %"
+    );
+    Ok(())
+}
