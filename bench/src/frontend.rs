@@ -1,0 +1,41 @@
+//! A vhost-user block front-end: what a VMM and the driver in its guest do.
+//!
+//! ```text
+//!   GuestMemory    memfds, mapped here and by the server
+//!   GuestDevice    rings and eventfds in that memory; outlives any server
+//!   Vmm            control: one connection to one server; start, stop, dirty log
+//!   BlkQueue       data: one ring, one owner thread; submit, commit, pop, wait
+//! ```
+//!
+//! A live migration is modelled by two `Vmm`s and one `GuestDevice`: stop at the
+//! first, start at the second with the indices that the first returned. Threads
+//! that own a `BlkQueue` need not pause: they only see completions pause.
+//!
+//! For tests of hostile guests, [`SplitRing`] places any descriptor and index,
+//! and [`Vmm::raw_request`] sends any message.
+
+mod blk;
+mod device;
+mod error;
+mod log;
+mod memory;
+mod queue;
+mod raw;
+mod ring;
+mod vmm;
+mod watch;
+
+pub use blk::{BlkConfig, Op, Range, SECTOR_BYTES, Status, feature};
+pub use device::{GuestDevice, QueueParts};
+pub use error::VmmError;
+pub use log::{DirtyLog, LOG_PAGE};
+pub use memory::{DEFAULT_BASE, GuestMemory, MemoryError, View};
+pub use queue::{
+    BlkQueue, BufferPool, Completion, QueueError, QueueOptions, RANGES_MAX, Segment, Token,
+};
+pub use raw::RawReply;
+pub use ring::{
+    DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc, RingLayout, SplitRing, passes,
+};
+pub use vmm::{InflightRegion, Vmm, VmmOptions};
+pub use watch::PeerWatch;
