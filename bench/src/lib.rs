@@ -5,3 +5,5 @@
 //! - [`stamp`]: a verified load as pure logic: what to do next, and what a
 //!   correct disk may answer.
 pub mod frontend;
+pub mod rng;
+pub mod stamp;
