@@ -91,7 +91,6 @@ pub struct Mismatch {
 struct Entry {
     value: Value,
     op: u64,
-    start: u64,
     end: u64,
     /// When it was ruled out.
     died: u64,
@@ -99,9 +98,9 @@ struct Entry {
 
 #[derive(Debug, Clone)]
 struct Sector {
-    /// The value, while there is no history.
+    /// The value, while the history is empty.
     value: Value,
-    history: Option<Box<Vec<Entry>>>,
+    history: Vec<Entry>,
     readers: u32,
     touched: bool,
 }
@@ -145,7 +144,7 @@ impl Oracle {
         };
         let blank = Sector {
             value,
-            history: None,
+            history: Vec::new(),
             readers: 0,
             touched: false,
         };
@@ -282,7 +281,10 @@ impl Oracle {
 
     /// Sectors that may still have more than one value.
     pub fn sectors_open(&self) -> usize {
-        self.sectors.iter().filter(|s| s.history.is_some()).count()
+        self.sectors
+            .iter()
+            .filter(|s| !s.history.is_empty())
+            .count()
     }
 
     fn begin(&mut self, live: Live, span: Span) -> OpId {
@@ -310,7 +312,6 @@ impl Oracle {
         let entry = Entry {
             value,
             op: op.0,
-            start: self.now,
             end: NEVER,
             died: NEVER,
         };
@@ -319,14 +320,13 @@ impl Oracle {
             let rest = Entry {
                 value: sector.value,
                 op: 0,
-                start: 0,
                 end: 0,
                 died: NEVER,
             };
-            sector
-                .history
-                .get_or_insert_with(|| Box::new(vec![rest]))
-                .push(entry);
+            if sector.history.is_empty() {
+                sector.history.push(rest);
+            }
+            sector.history.push(entry);
         }
         op
     }
@@ -352,10 +352,7 @@ impl Oracle {
 /// Ends an operation's entry; if it surely landed, rules out all that ended
 /// before it began.
 fn settle(sector: &mut Sector, op: u64, start: u64, now: u64, kills: bool) {
-    let Some(history) = sector.history.as_mut() else {
-        return;
-    };
-    for entry in history.iter_mut() {
+    for entry in &mut sector.history {
         if entry.op == op && op != 0 {
             entry.end = now;
         } else if kills && entry.end < start && entry.died == NEVER {
@@ -367,19 +364,21 @@ fn settle(sector: &mut Sector, op: u64, start: u64, now: u64, kills: bool) {
 /// Whether a read that began at `start` may have found this; if nothing was in
 /// flight since, the sector is that value from now on.
 fn judge(sector: &mut Sector, start: u64, at: u64, seen: Seen) -> Result<(), Vec<Value>> {
-    let Some(history) = sector.history.as_mut() else {
+    let history = &mut sector.history;
+    if history.is_empty() {
         if !sector.value.matches(seen, at) {
             return Err(vec![sector.value]);
         }
         sector.value = Value::of(seen);
         return Ok(());
-    };
+    }
     let busy = history.iter().any(|e| e.end > start);
     let torn = matches!(seen, Seen::Foreign { claim, .. } if claim.is_none_or(|c| !c.intact));
     let legal = history
         .iter()
         .any(|e| e.died > start && e.value.matches(seen, at));
-    if !legal && !(busy && torn) {
+    let excused = busy && torn;
+    if !legal && !excused {
         return Err(history
             .iter()
             .filter(|e| e.died > start)
@@ -404,9 +403,7 @@ fn judge(sector: &mut Sector, start: u64, at: u64, seen: Seen) -> Result<(), Vec
 /// Forgets what no read can see any more, and closes the history when one value
 /// is left.
 fn tidy(sector: &mut Sector, oldest_read: u64) {
-    let Some(history) = sector.history.as_mut() else {
-        return;
-    };
+    let history = &mut sector.history;
     let quiet = sector.readers == 0;
     let floor = if quiet { NEVER - 1 } else { oldest_read };
     history.retain(|e| e.died > floor);
@@ -415,7 +412,7 @@ fn tidy(sector: &mut Sector, oldest_read: u64) {
         && only.end <= floor
     {
         sector.value = only.value;
-        sector.history = None;
+        sector.history = Vec::new();
     }
 }
 
