@@ -25,7 +25,7 @@ pub fn with_qemu(tests: &[Test]) -> Vec<Trial> {
         .map(|&(name, test)| match (&missing, in_ci) {
             (None, _) => Trial::test(name, move || run(name, test)),
             (Some(reason), false) => {
-                println!("SKIPPED {name}: {reason}");
+                eprintln!("SKIPPED {name}: {reason}");
                 Trial::test(name, || Ok(())).with_ignored_flag(true)
             }
             (Some(reason), true) => {
