@@ -1,2 +1,112 @@
 //! Where a disk's bytes go.
+//!
+//! A backend is an enum, not a trait object: the worker's path through it is decided once for each
+//! request, by a branch. The contract, for each kind:
+//!
+//! - Ranges and lengths were checked against [`Backend::geometry`] before; a backend may assume
+//!   them.
+//! - File requests go through the worker's ring and complete later; memory and null complete
+//!   inside the call.
+//! - A failure is a status of that request alone.
+
+pub mod delay;
 pub mod file;
+pub mod memory;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::buffer::AlignedBuf;
+use crate::lifecycle::Geometry;
+use file::Image;
+use memory::MemoryDisk;
+
+/// What holds a disk's bytes.
+#[derive(Debug, Clone)]
+pub enum Store {
+    /// A file or block device.
+    Image(Arc<Image>),
+    /// Anonymous memory of this daemon; gone with it.
+    Memory(Arc<MemoryDisk>),
+    /// Nothing: writes vanish, reads leave the guest's buffer as it was.
+    Null {
+        /// Size of the disk in bytes.
+        capacity_bytes: u64,
+    },
+    /// A disk that is to come: it has a size, and its requests are held until a store replaces it.
+    Pending {
+        /// Size of the disk in bytes.
+        capacity_bytes: u64,
+        /// Block of the disk in bytes.
+        block_bytes: u32,
+    },
+}
+
+/// A store and how it is used.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Where the bytes are.
+    pub store: Store,
+    /// Service time added to every request, in nanoseconds; for tests.
+    pub delay_ns: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+impl Backend {
+    /// A backend on `store` that adds no delay.
+    pub fn new(store: Store, read_only: bool) -> Backend {
+        Backend {
+            store,
+            delay_ns: 0,
+            read_only,
+        }
+    }
+
+    /// The disk's shape.
+    pub fn geometry(&self) -> Geometry {
+        match &self.store {
+            Store::Image(image) => image.geometry(),
+            Store::Memory(memory) => Geometry {
+                capacity_bytes: memory.capacity_bytes(),
+                block_bytes: 512,
+            },
+            Store::Null { capacity_bytes } => Geometry {
+                capacity_bytes: *capacity_bytes,
+                block_bytes: 512,
+            },
+            Store::Pending {
+                capacity_bytes,
+                block_bytes,
+            } => Geometry {
+                capacity_bytes: *capacity_bytes,
+                block_bytes: *block_bytes,
+            },
+        }
+    }
+
+    /// Reads `buf[..len]` at `offset_bytes` on the calling thread.
+    pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
+        match &self.store {
+            Store::Image(image) => image.read_at(offset_bytes, buf, len),
+            Store::Memory(memory) => {
+                memory.read(offset_bytes, &mut buf[..len]);
+                Ok(())
+            }
+            Store::Null { .. } | Store::Pending { .. } => {
+                buf[..len].fill(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// The first run of data at or after `offset_bytes`; `None` when only holes follow.
+    pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        match &self.store {
+            Store::Image(image) => image.next_data(offset_bytes),
+            Store::Memory(memory) => memory.next_data(offset_bytes),
+            Store::Null { .. } | Store::Pending { .. } => Ok(None),
+        }
+    }
+}

@@ -22,7 +22,9 @@ impl AlignedBuf {
         // SAFETY: `layout` has a non-zero size, by the `max(1)` above.
         #[allow(unsafe_code)]
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
         AlignedBuf { start, layout }
     }
 

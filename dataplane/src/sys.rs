@@ -23,22 +23,40 @@ pub struct DirectIoAlign {
 }
 
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Deallocates or zeroes a range of a file or block device.
 pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
-    let (Ok(start), Ok(len)) =
-        (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)))
-    else {
+    let (Ok(start), Ok(len)) = (
+        i64::try_from(range.start),
+        i64::try_from(range.end.saturating_sub(range.start)),
+    ) else {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     };
     // SAFETY: plain integers and a descriptor that `file` keeps open.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, start, len) }).map(drop)
 }
 
+/// The first run of data of a file of `end` bytes at or after `offset_bytes`; `None` when only a
+/// hole follows. A file system that cannot tell answers all that is left.
+pub fn next_data(file: &File, offset_bytes: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    let start = match seek(file, offset_bytes, libc::SEEK_DATA) {
+        Ok(start) => start,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => offset_bytes,
+        Err(error) => return Err(error),
+    };
+    let stop = seek(file, start, libc::SEEK_HOLE).unwrap_or(end);
+    Ok((start < end).then(|| start..stop.min(end)))
+}
+
 /// `lseek` with `whence`; the description's offset means nothing here, all I/O is positional.
-pub fn seek(file: &File, offset_bytes: u64, whence: i32) -> io::Result<u64> {
+fn seek(file: &File, offset_bytes: u64, whence: i32) -> io::Result<u64> {
     let offset =
         i64::try_from(offset_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: plain integers and a descriptor that `file` keeps open.
@@ -56,7 +74,9 @@ pub fn lock_description(file: &File, shared: bool) -> io::Result<bool> {
     // SAFETY: `lock` lives through the call, which only reads it.
     match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
         Ok(_) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -76,7 +96,10 @@ pub fn direct_io_align(file: &File) -> io::Result<DirectIoAlign> {
     // SAFETY: plain integers and an open descriptor.
     let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
     if flags & libc::O_DIRECT == 0 {
-        return Ok(DirectIoAlign { memory_bytes: 1, offset_bytes: 512 });
+        return Ok(DirectIoAlign {
+            memory_bytes: 1,
+            offset_bytes: 512,
+        });
     }
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; the call fills `stat`, which
@@ -92,7 +115,10 @@ pub fn direct_io_align(file: &File) -> io::Result<DirectIoAlign> {
         stat.assume_init()
     };
     if stat.stx_mask & libc::STATX_DIOALIGN == 0 || stat.stx_dio_offset_align == 0 {
-        return Ok(DirectIoAlign { memory_bytes: 4096, offset_bytes: 4096 });
+        return Ok(DirectIoAlign {
+            memory_bytes: 4096,
+            offset_bytes: 4096,
+        });
     }
     Ok(DirectIoAlign {
         memory_bytes: stat.stx_dio_mem_align,

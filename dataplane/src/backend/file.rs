@@ -99,16 +99,24 @@ impl Image {
         options.read(true).write(true).create_new(true).mode(0o660);
         let file = open_direct(&options, path)?;
         file.set_len(size_bytes)
-            .map_err(|source| ImageError::Open { path: path.to_owned(), source })?;
+            .map_err(|source| ImageError::Open {
+                path: path.to_owned(),
+                source,
+            })?;
         Image::adopt(file, path, false)
     }
 
     fn adopt(file: File, path: &Path, read_only: bool) -> Result<Image, ImageError> {
-        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        let failed = |source| ImageError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let kind = file.metadata().map_err(failed)?.file_type();
         let is_device = kind.is_block_device();
         if !is_device && !kind.is_file() {
-            return Err(ImageError::Kind { path: path.to_owned() });
+            return Err(ImageError::Kind {
+                path: path.to_owned(),
+            });
         }
         lock(&file, path, read_only)?;
         let size = if is_device {
@@ -119,15 +127,24 @@ impl Image {
         let align = sys::direct_io_align(&file).map_err(failed)?;
         let block = align.offset_bytes.max(512);
         if size == 0 {
-            return Err(ImageError::Empty { path: path.to_owned() });
+            return Err(ImageError::Empty {
+                path: path.to_owned(),
+            });
         }
         if size % u64::from(block) != 0 {
-            return Err(ImageError::Ragged { path: path.to_owned(), size, block });
+            return Err(ImageError::Ragged {
+                path: path.to_owned(),
+                size,
+                block,
+            });
         }
         Ok(Image {
             file,
             path: path.to_owned(),
-            geometry: Geometry { capacity_bytes: size, block_bytes: block },
+            geometry: Geometry {
+                capacity_bytes: size,
+                block_bytes: block,
+            },
             memory_align: align.memory_bytes,
             is_device,
             read_only,
@@ -173,7 +190,9 @@ impl Image {
     pub fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let punched = sys::fallocate(&self.file, sys::PUNCH_HOLE, range.clone());
         match punched {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_zeroes(range),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.write_zeroes(range)
+            }
             other => other,
         }
     }
@@ -182,7 +201,9 @@ impl Image {
         let zeroes = AlignedBuf::new(1 << 20);
         let mut at = range.start;
         while at < range.end {
-            let len = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(zeroes.len());
+            let len = usize::try_from(range.end - at)
+                .unwrap_or(usize::MAX)
+                .min(zeroes.len());
             self.write_at(at, &zeroes, len)?;
             at += len as u64;
         }
@@ -204,20 +225,16 @@ impl Image {
         if self.is_device {
             return Ok(Some(offset_bytes..end));
         }
-        let start = match sys::seek(&self.file, offset_bytes, libc::SEEK_DATA) {
-            Ok(start) => start,
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => offset_bytes,
-            Err(error) => return Err(error),
-        };
-        let stop = sys::seek(&self.file, start, libc::SEEK_HOLE).unwrap_or(end);
-        Ok((start < end).then(|| start..stop.min(end)))
+        sys::next_data(&self.file, offset_bytes, end)
     }
 }
 
 /// Opens with O_DIRECT where the file system can, without it where it cannot.
 fn open_direct(options: &OpenOptions, path: &Path) -> Result<File, ImageError> {
-    let failed = |source| ImageError::Open { path: path.to_owned(), source };
+    let failed = |source| ImageError::Open {
+        path: path.to_owned(),
+        source,
+    };
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             tracing::warn!(path = %path.display(), "no O_DIRECT here: the page cache is used");
@@ -239,7 +256,9 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
         match sys::lock_description(file, shared) {
             Ok(true) => return Ok(()),
             Ok(false) if began.elapsed() >= LOCK_PATIENCE => {
-                return Err(ImageError::Locked { path: path.to_owned() });
+                return Err(ImageError::Locked {
+                    path: path.to_owned(),
+                });
             }
             Ok(false) => {
                 if !waited && began.elapsed() > Duration::from_millis(500) {
@@ -248,7 +267,12 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(source) => return Err(ImageError::Open { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(ImageError::Open {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         }
     }
 }

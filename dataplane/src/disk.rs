@@ -1,0 +1,410 @@
+//! A disk over its workers: the control side.
+//!
+//! Each worker has a lane for the disk; the disk's queues are spread over the workers, except when
+//! ranges must be watched for overlap across queues: while it is mirrored, and always when the
+//! device's block is larger than a sector, because a guest may then ask for part of a block. In
+//! both cases all queues go through one worker.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::backend::Backend;
+use crate::buffer::AlignedBuf;
+use crate::lifecycle::{ActivationHook, Geometry, LifecycleError, WriteTap};
+use crate::limits::SECTOR_BYTES;
+use crate::metrics::{Counters, Totals};
+use crate::queue::RequestQueue;
+use crate::worker::WorkerHandle;
+use crate::worker::command::Command;
+use crate::worker::lane::{Gate, Lane};
+
+/// What a disk does with requests from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// It serves.
+    Open,
+    /// It holds them.
+    Held,
+}
+
+/// Where a running queue is: worker, and the worker's name for it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    worker: usize,
+    id: u32,
+}
+
+struct Control {
+    queues: Vec<Option<Place>>,
+    /// All queues go through this worker.
+    exclusive: Option<usize>,
+    mirrored: bool,
+}
+
+/// One disk, served by some workers.
+pub struct Disk {
+    workers: Vec<WorkerHandle>,
+    /// The disk's lane on each worker.
+    lanes: Vec<u32>,
+    /// The worker of queue 0.
+    home: usize,
+    /// Apart from `control`: the copier reads while a stop waits for its lock.
+    backend: RwLock<Backend>,
+    control: Mutex<Control>,
+    acked: Arc<AtomicU64>,
+    /// Tells a late activation from the current one.
+    gate_changes: Arc<AtomicU64>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Disk {
+    /// Puts a disk of `queues` queues on `workers`, beginning with the one at `home`.
+    pub fn new(
+        backend: &Backend,
+        workers: &[WorkerHandle],
+        home: usize,
+        queues: usize,
+        service: Service,
+    ) -> Result<Disk, LifecycleError> {
+        let flush_failed = Arc::new(AtomicBool::new(false));
+        let mut lanes = Vec::new();
+        let mut counters = Vec::new();
+        for worker in workers {
+            let counted = Arc::new(Counters::default());
+            let gate = if service == Service::Open {
+                Gate::Open
+            } else {
+                Gate::Held
+            };
+            let lane = Lane::new(backend.clone(), gate, counted.clone(), flush_failed.clone());
+            lanes.push(ask(worker, |reply| Command::AddLane { lane, reply })?);
+            counters.push(counted);
+        }
+        let home = home % workers.len().max(1);
+        Ok(Disk {
+            workers: workers.to_vec(),
+            lanes,
+            home,
+            backend: RwLock::new(backend.clone()),
+            control: Mutex::new(Control {
+                exclusive: needs_one_worker(backend).then_some(home),
+                queues: vec![None; queues],
+                mirrored: false,
+            }),
+            acked: Arc::new(AtomicU64::new(0)),
+            gate_changes: Arc::new(AtomicU64::new(0)),
+            counters,
+        })
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn backend(&self) -> Backend {
+        self.backend
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The disk's shape.
+    pub fn geometry(&self) -> Geometry {
+        self.backend().geometry()
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.backend().read_only
+    }
+
+    /// What was done so far, over all workers.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.counters
+            .iter()
+            .for_each(|counters| counters.add_to(&mut totals));
+        totals
+    }
+
+    /// Gives a queue to its worker, which polls it from now on.
+    pub fn start_queue(
+        &self,
+        index: usize,
+        queue: Box<dyn RequestQueue>,
+    ) -> Result<(), LifecycleError> {
+        let mut control = self.control();
+        let place = self.place(&control, index, queue)?;
+        control.queues[index] = Some(place);
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        control: &Control,
+        index: usize,
+        queue: Box<dyn RequestQueue>,
+    ) -> Result<Place, LifecycleError> {
+        let worker = control
+            .exclusive
+            .unwrap_or((self.home + index) % self.workers.len());
+        let lane = self.lanes[worker];
+        let id = ask(&self.workers[worker], |reply| Command::AddQueue {
+            lane,
+            queue,
+            reply,
+        })?;
+        Ok(Place { worker, id })
+    }
+
+    /// Drains a queue and takes it back; `None` when it does not run. Waits for local I/O only.
+    pub fn stop_queue(
+        &self,
+        index: usize,
+    ) -> Result<Option<Box<dyn RequestQueue>>, LifecycleError> {
+        let mut control = self.control();
+        let Some(place) = control.queues[index].take() else {
+            return Ok(None);
+        };
+        self.displace(place).map(Some)
+    }
+
+    fn displace(&self, place: Place) -> Result<Box<dyn RequestQueue>, LifecycleError> {
+        let queue = place.id;
+        ask(&self.workers[place.worker], |reply| Command::RemoveQueue {
+            queue,
+            reply,
+        })
+    }
+
+    /// Does something to a running queue, on its worker, between polls; returns when it is done.
+    /// False when the queue does not run.
+    pub fn with_queue(
+        &self,
+        index: usize,
+        task: impl FnOnce(&mut dyn RequestQueue) + Send + 'static,
+    ) -> Result<bool, LifecycleError> {
+        let control = self.control();
+        let Some(place) = control.queues[index] else {
+            return Ok(false);
+        };
+        let (queue, task) = (place.id, Box::new(task));
+        ask(&self.workers[place.worker], |reply| Command::WithQueue {
+            queue,
+            task,
+            reply,
+        })?;
+        Ok(true)
+    }
+
+    /// Stops popping, and returns when nothing is in flight.
+    pub fn hold(&self) -> Result<(), LifecycleError> {
+        self.gate_changes.fetch_add(1, Ordering::SeqCst);
+        self.set_gates(|| Gate::Held)?;
+        for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
+            ask(worker, |reply| Command::Drain { lane, reply })?;
+        }
+        Ok(())
+    }
+
+    /// Serves.
+    pub fn open(&self) -> Result<(), LifecycleError> {
+        self.gate_changes.fetch_add(1, Ordering::SeqCst);
+        self.set_gates(|| Gate::Open)
+    }
+
+    /// Holds until a request waits; then `hook` decides, on a thread of its own.
+    pub fn open_on_first(self: &Arc<Self>, hook: ActivationHook) -> Result<(), LifecycleError> {
+        let armed = self.gate_changes.fetch_add(1, Ordering::SeqCst) + 1;
+        let (first, reported) = bounded(1);
+        self.set_gates(|| Gate::Armed(first.clone()))?;
+        drop(first);
+        let disk = Arc::downgrade(self);
+        std::thread::Builder::new()
+            .name("ferry-activate".into())
+            .spawn(move || {
+                // An error means that the gate was changed since: nothing to activate.
+                if reported.recv().is_err() {
+                    return;
+                }
+                let Some(disk) = disk.upgrade() else { return };
+                let current = || disk.gate_changes.load(Ordering::SeqCst) == armed;
+                if current() && hook() && current() && disk.open().is_err() {
+                    tracing::error!("a disk was activated, but its worker is gone");
+                }
+            })?;
+        Ok(())
+    }
+
+    fn set_gates(&self, gate: impl Fn() -> Gate) -> Result<(), LifecycleError> {
+        for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
+            let gate = gate();
+            ask(worker, |reply| Command::SetGate { lane, gate, reply })?;
+        }
+        Ok(())
+    }
+
+    /// Puts other bytes under a disk that is held.
+    pub fn set_backend(&self, backend: &Backend) -> Result<(), LifecycleError> {
+        let mut control = self.control();
+        for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
+            let backend = backend.clone();
+            ask(worker, |reply| Command::SetBackend {
+                lane,
+                backend,
+                reply,
+            })
+            .map_err(|_| {
+                LifecycleError::Refused("the disk has requests in flight; hold it first".into())
+            })?;
+        }
+        *self.backend.write().unwrap_or_else(PoisonError::into_inner) = backend.clone();
+        if !control.mirrored {
+            self.spread(&mut control, needs_one_worker(backend).then_some(self.home))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the running queues to where `exclusive` wants them.
+    fn spread(
+        &self,
+        control: &mut Control,
+        exclusive: Option<usize>,
+    ) -> Result<(), LifecycleError> {
+        control.exclusive = exclusive;
+        for index in 0..control.queues.len() {
+            let wanted = exclusive.unwrap_or((self.home + index) % self.workers.len());
+            if control.queues[index].is_some_and(|place| place.worker != wanted) {
+                let place = control.queues[index].take().expect("just seen");
+                let queue = self.displace(place)?;
+                control.queues[index] = Some(self.place(control, index, queue)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::attach_tap`].
+    pub fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {
+        let mut control = self.control();
+        if control.mirrored {
+            return Err(LifecycleError::Refused(
+                "the disk is mirrored already".into(),
+            ));
+        }
+        let worker = self.home;
+        self.spread(&mut control, Some(worker))?;
+        self.acked.store(0, Ordering::Release);
+        let (lane, acked) = (self.lanes[worker], self.acked.clone());
+        let attached = ask(&self.workers[worker], |reply| Command::AttachTap {
+            lane,
+            tap,
+            acked,
+            reply,
+        })?;
+        if !attached {
+            return Err(LifecycleError::Refused(
+                "the disk is mirrored already".into(),
+            ));
+        }
+        control.mirrored = true;
+        Ok(())
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::detach_tap`].
+    pub fn detach_tap(&self) -> Result<(), LifecycleError> {
+        // Before `control` is taken: whoever holds it may wait for a request that the mirror's lock
+        // holds back.
+        let lane = self.lanes[self.home];
+        ask(&self.workers[self.home], |reply| Command::DetachTap {
+            lane,
+            reply,
+        })?;
+        let mut control = self.control();
+        if !control.mirrored {
+            return Ok(());
+        }
+        control.mirrored = false;
+        let exclusive = needs_one_worker(&self.backend()).then_some(self.home);
+        self.spread(&mut control, exclusive)
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::lock_range`].
+    pub fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
+        let lane = self.lanes[self.home];
+        ask(&self.workers[self.home], |reply| Command::LockRange {
+            lane,
+            range,
+            reply,
+        })
+        .map_err(|_| LifecycleError::Refused("the mirror is gone, or holds a lock".into()))
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::unlock_range`].
+    pub fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
+        let lane = self.lanes[self.home];
+        let mirrored = ask(&self.workers[self.home], |reply| Command::UnlockRange {
+            lane,
+            mirrored_below,
+            reply,
+        })?;
+        if mirrored {
+            Ok(())
+        } else {
+            Err(LifecycleError::Refused("the mirror is gone".into()))
+        }
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::acknowledge`].
+    pub fn acknowledge(&self, seq: u64) {
+        self.acked.fetch_max(seq, Ordering::AcqRel);
+        self.workers[self.home].wake();
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::read_at`].
+    pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
+        self.backend().read_at(offset_bytes, buf, len)
+    }
+
+    /// See [`crate::lifecycle::DiskLifecycle::next_data`].
+    pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        self.backend().next_data(offset_bytes)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let places: Vec<Place> = self
+            .control()
+            .queues
+            .iter_mut()
+            .filter_map(Option::take)
+            .collect();
+        for place in places {
+            drop(self.displace(place));
+        }
+        for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
+            let _ = ask(worker, |reply| Command::RemoveLane { lane, reply });
+        }
+    }
+}
+
+/// A guest may ask for part of a larger block, and two queues for two parts of one.
+fn needs_one_worker(backend: &Backend) -> bool {
+    u64::from(backend.geometry().block_bytes) > SECTOR_BYTES
+}
+
+/// Sends a command and waits for its answer.
+fn ask<T>(
+    worker: &WorkerHandle,
+    command: impl FnOnce(Sender<T>) -> Command,
+) -> Result<T, LifecycleError> {
+    let (reply, answer): (Sender<T>, Receiver<T>) = bounded(1);
+    if !worker.send(command(reply)) {
+        return Err(LifecycleError::Gone);
+    }
+    answer.recv().map_err(|_| LifecycleError::Gone)
+}

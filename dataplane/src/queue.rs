@@ -1,0 +1,52 @@
+//! The seam between the engine and whatever makes requests: a virtqueue, in the main. It is
+//! crossed by batches.
+
+use std::any::Any;
+use std::os::fd::RawFd;
+
+use crate::request::Completion;
+use crate::slots::Inbox;
+
+/// What a poll of a queue found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// This many requests were taken or answered; 0 when the queue was empty.
+    Some(usize),
+    /// The queue broke its rules and will give no more requests until it is started anew.
+    Broken,
+}
+
+/// A source of requests, owned by one worker while it runs and by its device otherwise.
+///
+/// The worker calls these between submissions, from its own thread, so none may block. A queue
+/// must keep the memory of every request it gave out mapped until `complete` names it; the worker
+/// gives a queue back only when all its requests are completed.
+pub trait RequestQueue: Any + Send {
+    /// Takes up to `budget` requests and puts them into `inbox` while that has room. Malformed ones
+    /// are answered here.
+    fn fetch(&mut self, inbox: &mut Inbox<'_>, budget: usize) -> Fetched;
+
+    /// Ends one request. Not seen by the guest before `publish`.
+    fn complete(&mut self, done: &Completion<'_>);
+
+    /// Whether guest memory may be written now; while not, completions wait in their slots.
+    fn may_complete(&self) -> bool;
+
+    /// Shows the guest what was completed since the last call, and notifies it if it wants that.
+    fn publish(&mut self);
+
+    /// Whether a request waits. Takes nothing.
+    fn has_work(&self) -> bool;
+
+    /// Asks the guest for kicks, then looks once more: true when a request waits already.
+    fn arm(&mut self) -> bool;
+
+    /// Tells the guest that kicks are not needed.
+    fn disarm(&mut self);
+
+    /// The eventfd that the guest kicks; `None` for a front-end that wants to be polled.
+    fn kick_fd(&self) -> Option<RawFd>;
+
+    /// Clears the kick.
+    fn drain_kick(&self);
+}

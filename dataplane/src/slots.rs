@@ -1,0 +1,198 @@
+//! The in-flight table: a fixed set of slots, each of which owns everything the kernel may touch
+//! on behalf of one request until its CQE has been seen.
+
+use std::sync::Arc;
+
+use crate::buffer::AlignedBuf;
+use crate::limits::SLOTS_PER_WORKER;
+use crate::request::{Op, Request, Status};
+use crate::segments::Segments;
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// In no request.
+    Free,
+    /// Popped, not started: waits for a conflicting range, or a bounce buffer.
+    Waiting,
+    /// The kernel reads or writes guest memory itself.
+    Direct,
+    /// Going through bounce buffers, one chunk at a time.
+    Bounce(Chunk),
+    /// A flush is in the kernel.
+    Flushing,
+    /// A deallocation or zeroing is in the kernel.
+    Zeroing,
+    /// Done locally; waits for the mirror's other side.
+    Unacknowledged,
+    /// Done; waits out the service time of a delay backend.
+    Delayed,
+    /// Done; waits until guest memory may be written.
+    Held,
+}
+
+/// What a bounced request is doing with its chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chunk {
+    /// Reading the chunk's first block, of which the request changes a part.
+    ReadHead,
+    /// Reading the chunk's last block, of which the request changes a part.
+    ReadTail,
+    /// Reading or writing the chunk itself.
+    Transfer,
+}
+
+/// One request in hand.
+pub(crate) struct Slot {
+    pub stage: Stage,
+    pub request: Request,
+    pub segments: Segments,
+    /// The queue it came from and the lane of its disk, both of this worker.
+    pub queue: u32,
+    pub lane: u32,
+    /// Worst thing that happened so far.
+    pub status: Status,
+    /// Bytes finished; in a bounced request also where the current chunk starts.
+    pub done_bytes: u64,
+    /// The current chunk's bytes of the request.
+    pub chunk_bytes: u64,
+    /// The current chunk rounded out to the device's block: where it starts, and how long it is.
+    pub io_offset: u64,
+    pub io_bytes: usize,
+    /// The buffer of the current chunk, shared with the tap when the disk is mirrored.
+    pub bounce: Option<Arc<AlignedBuf>>,
+    /// The range changed by the request is entered among the started ones.
+    pub started: bool,
+    /// Last sequence number handed to the tap, 0 for none; `tapped_ns` is when.
+    pub tap_seq: u64,
+    pub tapped_ns: u64,
+    /// When a delayed completion is due.
+    pub due_ns: u64,
+    /// The kernel holds pointers into `segments` or `bounce`. Set by the ring facade at submission,
+    /// cleared at the CQE; while it is set the slot may not be freed or its memory replaced.
+    pub in_kernel: bool,
+}
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            stage: Stage::Free,
+            request: Request {
+                op: Op::Flush,
+                offset_bytes: 0,
+                len_bytes: 0,
+                through: false,
+                tag: 0,
+            },
+            segments: Segments::new(),
+            queue: 0,
+            lane: 0,
+            status: Status::Ok,
+            done_bytes: 0,
+            chunk_bytes: 0,
+            io_offset: 0,
+            io_bytes: 0,
+            bounce: None,
+            started: false,
+            tap_seq: 0,
+            tapped_ns: 0,
+            due_ns: 0,
+            in_kernel: false,
+        }
+    }
+
+    /// The range the request changes, rounded out to blocks.
+    pub fn changed_range(&self, block_bytes: u32) -> std::ops::Range<u64> {
+        let block = u64::from(block_bytes);
+        let start = self.request.offset_bytes;
+        let end = start + self.request.len_bytes;
+        start / block * block..end.next_multiple_of(block)
+    }
+}
+
+/// All slots of a worker.
+pub(crate) struct SlotTable {
+    slots: Box<[Slot]>,
+    free: Vec<u32>,
+}
+
+impl SlotTable {
+    pub fn new() -> SlotTable {
+        let count = u32::try_from(SLOTS_PER_WORKER).expect("a small constant");
+        SlotTable {
+            slots: (0..count).map(|_| Slot::new()).collect(),
+            free: (0..count).rev().collect(),
+        }
+    }
+
+    pub fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn get(&self, id: u32) -> &Slot {
+        &self.slots[id as usize]
+    }
+
+    pub fn get_mut(&mut self, id: u32) -> &mut Slot {
+        &mut self.slots[id as usize]
+    }
+
+    /// Every slot in use, with its id.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        (0u32..)
+            .zip(self.slots.iter())
+            .filter(|(_, slot)| slot.stage != Stage::Free)
+    }
+
+    fn take(&mut self, request: Request, queue: u32, lane: u32) -> Option<u32> {
+        let id = self.free.pop()?;
+        let slot = &mut self.slots[id as usize];
+        slot.stage = Stage::Waiting;
+        slot.request = request;
+        slot.queue = queue;
+        slot.lane = lane;
+        slot.status = Status::Ok;
+        slot.done_bytes = 0;
+        slot.started = false;
+        slot.tap_seq = 0;
+        slot.tapped_ns = 0;
+        Some(id)
+    }
+
+    /// Gives a slot back.
+    pub fn release(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        assert!(!slot.in_kernel, "the kernel still owns this slot's memory");
+        assert!(slot.stage != Stage::Free, "a slot is released once");
+        debug_assert!(slot.bounce.is_none());
+        slot.stage = Stage::Free;
+        slot.segments.clear();
+        self.free.push(id);
+    }
+}
+
+/// Where a queue puts the requests it pops.
+pub struct Inbox<'a> {
+    pub(crate) slots: &'a mut SlotTable,
+    pub(crate) taken: &'a mut Vec<u32>,
+    pub(crate) queue: u32,
+    pub(crate) lane: u32,
+}
+
+impl Inbox<'_> {
+    /// The guest memory of the next request, empty; `None` while every slot is in use.
+    pub fn begin(&mut self) -> Option<&mut Segments> {
+        let id = *self.slots.free.last()?;
+        let segments = &mut self.slots.slots[id as usize].segments;
+        segments.clear();
+        Some(segments)
+    }
+
+    /// Makes the request whose segments `begin` last gave out. Without a `begin` that succeeded,
+    /// nothing happens.
+    pub fn commit(&mut self, request: Request) {
+        if let Some(id) = self.slots.take(request, self.queue, self.lane) {
+            self.taken.push(id);
+        }
+    }
+}

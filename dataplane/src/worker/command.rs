@@ -1,0 +1,237 @@
+//! How control reaches a worker: bounded messages, taken between two polls.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Core;
+use super::lane::{Gate, Lane, Mirror};
+use crate::backend::Backend;
+use crate::lifecycle::WriteTap;
+use crate::queue::RequestQueue;
+
+/// Something to do with a queue on its worker.
+pub(crate) type QueueTask = Box<dyn FnOnce(&mut dyn RequestQueue) + Send>;
+
+/// What control may ask. Replies go through the channels in the command; a reply channel that is
+/// dropped means that the worker could not, or has ended.
+pub(crate) enum Command {
+    AddLane {
+        lane: Lane,
+        reply: Sender<u32>,
+    },
+    /// Only when no queue of the lane is left.
+    RemoveLane {
+        lane: u32,
+        reply: Sender<()>,
+    },
+    AddQueue {
+        lane: u32,
+        queue: Box<dyn RequestQueue>,
+        reply: Sender<u32>,
+    },
+    /// Stops fetching, drains, and hands the queue back.
+    RemoveQueue {
+        queue: u32,
+        reply: Sender<Box<dyn RequestQueue>>,
+    },
+    WithQueue {
+        queue: u32,
+        task: QueueTask,
+        reply: Sender<()>,
+    },
+    SetGate {
+        lane: u32,
+        gate: Gate,
+        reply: Sender<()>,
+    },
+    /// Only while nothing of the lane is in flight, as behind a closed gate after a drain.
+    SetBackend {
+        lane: u32,
+        backend: Backend,
+        reply: Sender<()>,
+    },
+    AttachTap {
+        lane: u32,
+        tap: WriteTap,
+        acked: Arc<AtomicU64>,
+        reply: Sender<bool>,
+    },
+    DetachTap {
+        lane: u32,
+        reply: Sender<()>,
+    },
+    LockRange {
+        lane: u32,
+        range: std::ops::Range<u64>,
+        reply: Sender<()>,
+    },
+    UnlockRange {
+        lane: u32,
+        mirrored_below: u64,
+        reply: Sender<bool>,
+    },
+    /// Replies when nothing of the lane is in flight any more.
+    Drain {
+        lane: u32,
+        reply: Sender<()>,
+    },
+    /// Ends the worker once everything in flight has landed.
+    Stop,
+}
+
+/// Wakes a sleeping worker, and costs a flag test when it is awake.
+#[derive(Debug)]
+pub(crate) struct Wake {
+    event: EventFd,
+    sleeping: AtomicBool,
+}
+
+impl Wake {
+    pub fn new() -> io::Result<Wake> {
+        Ok(Wake {
+            event: EventFd::new(EFD_NONBLOCK)?,
+            sleeping: AtomicBool::new(false),
+        })
+    }
+
+    /// To be called after whatever the worker should see has been made visible.
+    pub fn wake(&self) {
+        // Pairs with `going_to_sleep`: either this sees the flag, or the worker sees the message.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.sleeping.swap(false, Ordering::SeqCst)
+            && let Err(error) = self.event.write(1)
+        {
+            tracing::error!(%error, "a worker could not be woken");
+        }
+    }
+
+    /// The worker looks for messages once more after this, and only then sleeps.
+    pub fn going_to_sleep(&self) {
+        self.sleeping.store(true, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    pub fn awake(&self) {
+        self.sleeping.store(false, Ordering::SeqCst);
+    }
+
+    pub fn drain(&self) {
+        let _ = self.event.read(); // empty is fine
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+impl Core {
+    pub(super) fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::AddLane { lane, reply } => {
+                let id = super::free_place(&mut self.lanes);
+                self.lanes[id as usize] = Some(lane);
+                let _ = reply.send(id);
+            }
+            Command::RemoveLane { lane, reply } => {
+                self.lanes[lane as usize] = None;
+                let _ = reply.send(());
+            }
+            Command::AddQueue { lane, queue, reply } => {
+                let id = self.add_queue(lane, queue);
+                let _ = reply.send(id);
+            }
+            Command::RemoveQueue { queue, reply } => self.remove_queue(queue, reply),
+            Command::WithQueue { queue, task, reply } => {
+                if let Some(entry) = self.queues.get_mut(queue as usize).and_then(Option::as_mut) {
+                    task(&mut *entry.queue);
+                    let _ = reply.send(());
+                    self.rearm(queue);
+                }
+            }
+            Command::SetGate { lane, gate, reply } => {
+                self.set_gate(lane, gate);
+                let _ = reply.send(());
+            }
+            Command::SetBackend {
+                lane,
+                backend,
+                reply,
+            } => {
+                if !self.lane_in_flight(lane) {
+                    self.lane(lane).set_backend(backend);
+                    let _ = reply.send(());
+                }
+            }
+            Command::AttachTap {
+                lane,
+                tap,
+                acked,
+                reply,
+            } => {
+                let _ = reply.send(self.attach_mirror(lane, Mirror::new(tap, acked)));
+            }
+            Command::DetachTap { lane, reply } => {
+                self.detach_mirror(lane);
+                let _ = reply.send(());
+            }
+            Command::LockRange { lane, range, reply } => self.lock_range(lane, range, reply),
+            Command::UnlockRange {
+                lane,
+                mirrored_below,
+                reply,
+            } => {
+                let _ = reply.send(self.unlock_range(lane, mirrored_below));
+            }
+            Command::Drain { lane, reply } => {
+                if self.lane_in_flight(lane) {
+                    self.lane(lane).drains.push(reply);
+                } else {
+                    let _ = reply.send(());
+                }
+            }
+            Command::Stop => self.stop(),
+        }
+    }
+
+    fn set_gate(&mut self, lane: u32, gate: Gate) {
+        self.lane(lane).gate = gate;
+        for id in self.queues_of(lane) {
+            self.unwatch(id);
+            self.watch(id);
+        }
+    }
+
+    pub(super) fn queues_of(&self, lane: u32) -> Vec<u32> {
+        let ids = 0u32..;
+        ids.zip(&self.queues)
+            .filter(|(_, q)| q.as_ref().is_some_and(|q| q.lane == lane))
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    pub(super) fn lane_in_flight(&self, lane: u32) -> bool {
+        self.queues
+            .iter()
+            .flatten()
+            .any(|q| q.lane == lane && q.in_flight > 0)
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        for id in 0..self.queues.len() {
+            let id = u32::try_from(id).expect("few queues");
+            if self.queues[id as usize]
+                .as_ref()
+                .is_some_and(|q| q.leaving.is_none())
+            {
+                let (to, _) = crossbeam_channel::bounded(1);
+                self.remove_queue(id, to);
+            }
+        }
+    }
+}

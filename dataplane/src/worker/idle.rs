@@ -1,0 +1,94 @@
+//! Kicks and sleep.
+
+use std::io;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::command::Command;
+use super::lane::Gate;
+use super::{Core, Mode};
+use crate::ring::Token;
+
+impl Core {
+    /// Asks the guest for kicks and arms the ring on them; false when a request waits already, or
+    /// the front-end wants to be polled.
+    pub(super) fn arm_kick(&mut self, id: u32) -> bool {
+        let Some(fd) = self.queue(id).queue.kick_fd() else {
+            return false;
+        };
+        if self.queue(id).queue.arm() {
+            self.queue(id).queue.disarm();
+            return false;
+        }
+        self.generation = self.generation.wrapping_add(1) & 0x3fff_ffff;
+        let generation = self.generation;
+        if let Err(error) = self.ring.arm(fd, Token::Kick(id, generation)) {
+            tracing::error!(%error, "a kick could not be armed; its queue is polled instead");
+            self.queue(id).queue.disarm();
+            return false;
+        }
+        self.polled.retain(|&other| other != id);
+        self.queue(id).mode = Mode::Armed(generation);
+        true
+    }
+
+    /// The queue's eventfds or rings may have changed while it was armed.
+    pub(super) fn rearm(&mut self, id: u32) {
+        if matches!(self.queue(id).mode, Mode::Armed(_)) {
+            self.unwatch(id);
+            self.watch(id);
+        }
+    }
+
+    pub(super) fn kicked(&mut self, id: u32, generation: u32) {
+        let Some(entry) = self.queues.get_mut(id as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if entry.mode != Mode::Armed(generation) {
+            return; // taken back since
+        }
+        entry.mode = Mode::Quiet;
+        entry.queue.drain_kick();
+        self.watch(id);
+    }
+
+    /// Behind an armed gate: reports the first request, and waits for a kick while there is none.
+    pub(super) fn watch_first(&mut self, id: u32) {
+        let waits = self.queue(id).queue.has_work() || !self.arm_kick(id);
+        let lane = self.queue(id).lane;
+        if waits && let Gate::Armed(first) = &self.lane(lane).gate {
+            let _ = first.try_send(()); // full: it has been reported
+        }
+    }
+
+    /// Sleeps if nothing is to be done.
+    pub(super) fn rest(&mut self, commands: &Receiver<Command>) -> io::Result<()> {
+        self.park_quiet();
+        if !self.polled.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
+            return Ok(());
+        }
+        if self.stopping && self.slots.in_use() == 0 {
+            return Ok(());
+        }
+        if !self.wake_armed {
+            self.ring.arm(self.wake.fd(), Token::Wake)?;
+            self.wake_armed = true;
+        }
+        self.wake.going_to_sleep();
+        if commands.is_empty() && !self.acknowledged() {
+            self.ring.wait(self.next_event())?;
+        }
+        self.wake.awake();
+        Ok(())
+    }
+
+    /// How long the worker may sleep.
+    fn next_event(&self) -> Option<Duration> {
+        let lanes = self.lanes.iter().flatten();
+        let due = lanes
+            .filter_map(|lane| lane.next_event_ns(self.now_ns))
+            .min()?;
+        Some(Duration::from_nanos(due.saturating_sub(self.now_ns).max(1)))
+    }
+}

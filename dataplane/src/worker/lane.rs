@@ -1,0 +1,210 @@
+//! A disk as one worker sees it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+
+use crate::backend::Backend;
+use crate::backend::delay::DelayLine;
+use crate::lifecycle::WriteTap;
+use crate::metrics::Counters;
+use crate::slots::{Slot, SlotTable, Stage};
+
+/// Whether a disk is served.
+pub(crate) enum Gate {
+    /// Yes.
+    Open,
+    /// No: nothing is popped.
+    Held,
+    /// Not yet: the first request that waits is reported here.
+    Armed(Sender<()>),
+}
+
+/// How often a lane with unacknowledged requests looks at their age.
+const PATIENCE_CHECK_NS: u64 = 50_000_000;
+
+/// The tap of a mirrored disk.
+pub(crate) struct Mirror {
+    pub tap: WriteTap,
+    /// Last sequence number that the other side has applied.
+    pub acked: Arc<AtomicU64>,
+    /// Last sequence number given out.
+    pub seq: u64,
+    /// Writes that begin below this go to both sides.
+    pub mirrored_below: u64,
+    /// Requests done here, not there.
+    pub unacknowledged: Vec<u32>,
+}
+
+impl Mirror {
+    pub fn new(tap: WriteTap, acked: Arc<AtomicU64>) -> Mirror {
+        Mirror {
+            tap,
+            acked,
+            seq: 0,
+            mirrored_below: 0,
+            unacknowledged: Vec::new(),
+        }
+    }
+
+    pub fn acked(&self) -> u64 {
+        self.acked.load(Ordering::Acquire)
+    }
+}
+
+/// A range that the copier reads, or wants to.
+pub(crate) struct RangeLock {
+    pub range: Range<u64>,
+    /// Told when what was in flight has landed; taken then.
+    pub waiting: Option<Sender<()>>,
+}
+
+/// One disk on one worker.
+pub(crate) struct Lane {
+    pub backend: Backend,
+    pub block_bytes: u32,
+    pub gate: Gate,
+    pub mirror: Option<Mirror>,
+    pub lock: Option<RangeLock>,
+    /// Ranges of changes are watched for overlap: while mirrored or locked, and while a request
+    /// changes part of a block.
+    pub tracking: bool,
+    /// Changes under way, while tracking.
+    pub started: Vec<u32>,
+    /// Changes that wait for a range, oldest first.
+    pub conflicted: VecDeque<u32>,
+    /// Something was finished or unlocked: look at `conflicted` again.
+    pub retry: bool,
+    /// Requests that change part of a block, in flight.
+    pub partial: u32,
+    pub delays: DelayLine,
+    pub drains: Vec<Sender<()>>,
+    pub counters: Arc<Counters>,
+    /// A flush of the disk failed, on whichever worker: no later one may succeed, as the data it
+    /// covered is gone.
+    pub flush_failed: Arc<AtomicBool>,
+}
+
+impl Lane {
+    pub fn new(
+        backend: Backend,
+        gate: Gate,
+        counters: Arc<Counters>,
+        flush_failed: Arc<AtomicBool>,
+    ) -> Lane {
+        let block_bytes = backend.geometry().block_bytes;
+        Lane {
+            backend,
+            block_bytes,
+            gate,
+            mirror: None,
+            lock: None,
+            tracking: false,
+            started: Vec::new(),
+            conflicted: VecDeque::new(),
+            retry: false,
+            partial: 0,
+            delays: DelayLine::default(),
+            drains: Vec::new(),
+            counters,
+            flush_failed,
+        }
+    }
+
+    pub fn set_backend(&mut self, backend: Backend) {
+        self.block_bytes = backend.geometry().block_bytes;
+        self.backend = backend;
+    }
+
+    /// Whether a change must wait: its range is locked, or overlaps one under way, or one that has
+    /// waited longer.
+    pub fn conflicts(&self, id: u32, slots: &SlotTable) -> bool {
+        let range = slots.get(id).changed_range(self.block_bytes);
+        let hits =
+            |other: &u32| overlap(&slots.get(*other).changed_range(self.block_bytes), &range);
+        self.lock
+            .as_ref()
+            .is_some_and(|lock| overlap(&lock.range, &range))
+            || self.started.iter().any(hits)
+            || self
+                .conflicted
+                .iter()
+                .take_while(|&&other| other != id)
+                .any(hits)
+    }
+
+    /// Begins to watch ranges, with what is in flight already.
+    pub fn start_tracking(&mut self, lane: u32, slots: &SlotTable) {
+        if self.tracking {
+            return;
+        }
+        self.tracking = true;
+        self.started = slots
+            .iter()
+            .filter(|(_, s)| s.lane == lane && s.started)
+            .map(|(id, _)| id)
+            .collect();
+    }
+
+    /// Stops watching when nothing asks for it.
+    pub fn stop_tracking(&mut self) {
+        let needed = self.mirror.is_some()
+            || self.lock.is_some()
+            || self.partial > 0
+            || !self.conflicted.is_empty();
+        if !needed {
+            self.tracking = false;
+            self.started.clear();
+        }
+    }
+
+    /// Answers a waiting lock once nothing in flight touches its range.
+    pub fn settle_lock(&mut self, slots: &SlotTable) {
+        let Some(lock) = &mut self.lock else { return };
+        if lock.waiting.is_none() {
+            return;
+        }
+        let busy = self
+            .started
+            .iter()
+            .any(|&id| overlap(&slots.get(id).changed_range(self.block_bytes), &lock.range));
+        if !busy && let Some(waiting) = lock.waiting.take() {
+            let _ = waiting.send(());
+        }
+    }
+
+    /// Whether the change goes to the other side too.
+    pub fn mirrors(&self, slot: &Slot) -> bool {
+        let start = slot.changed_range(self.block_bytes).start;
+        self.mirror
+            .as_ref()
+            .is_some_and(|mirror| start < mirror.mirrored_below)
+    }
+
+    /// When this lane needs its worker next, if at all.
+    pub fn next_event_ns(&self, now_ns: u64) -> Option<u64> {
+        let patience = self.mirror.as_ref().map(|_| now_ns + PATIENCE_CHECK_NS);
+        [self.delays.next_due_ns(), patience]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub fn has_acknowledged(&self, slots: &SlotTable) -> bool {
+        self.mirror.as_ref().is_some_and(|mirror| {
+            let acked = mirror.acked();
+            mirror.unacknowledged.iter().any(|&id| {
+                let slot = slots.get(id);
+                slot.stage == Stage::Unacknowledged && slot.tap_seq <= acked
+            })
+        })
+    }
+}
+
+/// Whether two ranges share a byte.
+pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}

@@ -1,0 +1,8 @@
+//! The virtio block device (virtio 1.2, section 5.2).
+
+pub mod config;
+pub mod device;
+mod lifecycle;
+pub mod messages;
+pub mod parse;
+pub mod queue;

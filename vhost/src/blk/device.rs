@@ -1,0 +1,482 @@
+//! A block device: what its front-end has said so far, and its rings.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ferry_dataplane::disk::Disk;
+use ferry_dataplane::lifecycle::{LifecycleError, RestartHook};
+use ferry_dataplane::queue::RequestQueue;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config::{self, feature};
+use super::parse::{ID_BYTES, Rules};
+use super::queue::BlkQueue;
+use crate::memory::{DirtyLog, MemoryMap};
+use crate::vring::{LogSettings, RingAddress, RingSetup, Vring};
+
+/// Ring size reported for a queue that no front-end has set up.
+const RING_SIZE_DEFAULT: u16 = 128;
+
+/// What a device is made of.
+#[derive(Debug, Clone)]
+pub struct BlkOptions {
+    /// Name, for messages and as the guest's GET_ID unless `serial` says otherwise.
+    pub name: String,
+    /// Virtqueues offered.
+    pub num_queues: u16,
+    /// What GET_ID answers; cut at 20 bytes.
+    pub serial: String,
+}
+
+/// A block device on a disk.
+pub struct BlkDevice {
+    pub(super) name: Arc<str>,
+    pub(super) disk: Arc<Disk>,
+    pub(super) num_queues: u16,
+    state: Mutex<State>,
+    /// Where an imported device's rings have to begin, until it is activated.
+    pub(super) expected_bases: Arc<Mutex<Option<Vec<u16>>>>,
+}
+
+/// One ring as the front-end describes it.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    pub size: u16,
+    pub address: Option<RingAddress>,
+    /// Guest address of the used ring, when its writes are logged.
+    log_used: Option<u64>,
+    /// The next available entry to pop, while the ring does not run.
+    pub base: u16,
+    pub used_idx: u16,
+    kick: Option<EventFd>,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
+    /// A kick eventfd, or the wish to be polled, was received since the ring was last stopped.
+    kicked: bool,
+    pub enabled: bool,
+    /// It is with a worker.
+    pub running: bool,
+}
+
+/// What a front-end negotiated.
+#[derive(Default)]
+pub(super) struct State {
+    pub features: u64,
+    pub rings: Vec<Ring>,
+    memory: Arc<MemoryMap>,
+    log: Option<Arc<DirtyLog>>,
+    /// The guest's cache mode, where it may choose: true for writeback.
+    pub writeback: bool,
+    pub serial: [u8; ID_BYTES],
+    /// Told when a ring is started while the disk is out of service.
+    pub on_restart: Option<RestartHook>,
+}
+
+impl BlkDevice {
+    /// A device on `disk`, without a front-end.
+    pub fn new(disk: Arc<Disk>, options: &BlkOptions) -> Arc<BlkDevice> {
+        let mut serial = [0; ID_BYTES];
+        let bytes = options.serial.as_bytes();
+        let len = bytes.len().min(ID_BYTES);
+        serial[..len].copy_from_slice(&bytes[..len]);
+        let rings = (0..options.num_queues).map(|_| Ring::default()).collect();
+        let state = State {
+            rings,
+            writeback: true,
+            serial,
+            ..State::default()
+        };
+        Arc::new(BlkDevice {
+            name: options.name.as_str().into(),
+            disk,
+            num_queues: options.num_queues,
+            state: Mutex::new(state),
+            expected_bases: Arc::default(),
+        })
+    }
+
+    /// The disk under it.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Queues offered.
+    pub fn num_queues(&self) -> u16 {
+        self.num_queues
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn offered(&self) -> u64 {
+        config::features(self.disk.read_only())
+    }
+
+    /// The configuration space as the guest sees it now.
+    pub(super) fn config_space(&self, state: &State) -> [u8; config::CONFIG_BYTES] {
+        config::space(self.disk.geometry(), self.num_queues, state.writeback)
+    }
+}
+
+impl State {
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// Without a cache that the guest can flush, or when it turned the cache off, writes are
+    /// durable at completion.
+    fn through(&self) -> bool {
+        !self.has(feature::BLK_FLUSH) || !self.writeback
+    }
+
+    fn log_settings(&self, ring: &Ring) -> LogSettings {
+        LogSettings {
+            all: self.has(feature::LOG_ALL),
+            log: self.log.clone(),
+            used_guest: ring.log_used,
+        }
+    }
+}
+
+/// Something a front-end asked that cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("there is no queue {0}")]
+    NoQueue(u32),
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Worker(#[from] LifecycleError),
+}
+
+fn invalid(what: impl ToString) -> Refusal {
+    Refusal::Invalid(what.to_string())
+}
+
+impl BlkDevice {
+    fn index(state: &State, index: u32) -> Result<usize, Refusal> {
+        let at = usize::try_from(index)
+            .ok()
+            .filter(|&at| at < state.rings.len());
+        at.ok_or(Refusal::NoQueue(index))
+    }
+
+    /// Changes every running queue, and returns when each worker has.
+    fn each_running(
+        &self,
+        state: &State,
+        task: impl Fn(usize) -> Box<dyn FnOnce(&mut BlkQueue) + Send>,
+    ) -> Result<(), Refusal> {
+        for at in (0..state.rings.len()).filter(|&at| state.rings[at].running) {
+            let task = task(at);
+            self.disk.with_queue(at, move |queue| {
+                let queue: &mut dyn std::any::Any = queue;
+                if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
+                    task(queue);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn log_changed(&self, state: &State) -> Result<(), Refusal> {
+        self.each_running(state, |at| {
+            let log = state.log_settings(&state.rings[at]);
+            Box::new(move |queue| queue.set_log(log))
+        })
+    }
+
+    pub(super) fn set_features(&self, features: u64) -> Result<(), Refusal> {
+        let unknown = features & !self.offered();
+        if unknown != 0 {
+            return Err(invalid(format_args!(
+                "features {unknown:#x} were not offered"
+            )));
+        }
+        let mut state = self.state();
+        state.features = features;
+        let through = state.through();
+        self.each_running(&state, |_| {
+            Box::new(move |queue| queue.set_through(through))
+        })?;
+        self.log_changed(&state)
+    }
+
+    pub(super) fn set_log(&self, log: DirtyLog) -> Result<(), Refusal> {
+        let mut state = self.state();
+        state.log = Some(Arc::new(log));
+        self.log_changed(&state)
+    }
+
+    /// Replaces the guest's memory, in the running rings too.
+    pub(super) fn change_memory(
+        &self,
+        change: impl FnOnce(&MemoryMap) -> Result<MemoryMap, crate::memory::MemoryError>,
+    ) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let map = Arc::new(change(&state.memory).map_err(invalid)?);
+        state.memory = map.clone();
+        self.each_running(&state, |_| {
+            let map = map.clone();
+            Box::new(move |queue| queue.set_map(map))
+        })?;
+        self.start_what_can(&mut state)
+    }
+
+    pub(super) fn set_ring(
+        &self,
+        index: u32,
+        change: impl FnOnce(&mut Ring) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        if state.rings[at].running {
+            return Err(invalid(format_args!("queue {index} runs; stop it first")));
+        }
+        change(&mut state.rings[at])
+    }
+
+    /// Addresses may be set again while the ring runs, to change its logging.
+    pub(super) fn set_address(
+        &self,
+        index: u32,
+        address: RingAddress,
+        log_used: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        let moved = state.rings[at].address != Some(address);
+        if state.rings[at].running && moved {
+            self.stop(&mut state, at)?;
+        }
+        let ring = &mut state.rings[at];
+        ring.address = Some(address);
+        ring.log_used = log_used;
+        if ring.running {
+            return self.log_changed(&state);
+        }
+        self.start_what_can(&mut state)
+    }
+
+    pub(super) fn set_kick(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        if state.rings[at].running {
+            self.stop(&mut state, at)?;
+        }
+        // Without the protocol features a ring is enabled from the start.
+        let enabled = state.rings[at].enabled || !state.has(feature::PROTOCOL);
+        let ring = &mut state.rings[at];
+        ring.kick = file.map(eventfd);
+        ring.kicked = true;
+        ring.enabled = enabled;
+        self.start_what_can(&mut state)
+    }
+
+    pub(super) fn set_call(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        let call = file.map(eventfd);
+        if !state.rings[at].running {
+            state.rings[at].call = call;
+            return Ok(());
+        }
+        self.disk.with_queue(at, move |queue| {
+            let queue: &mut dyn std::any::Any = queue;
+            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
+                queue.ring_mut().set_call(call);
+            }
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn set_err(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        if !state.rings[at].running {
+            state.rings[at].err = file.map(eventfd);
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_enabled(&self, index: u32, enabled: bool) -> Result<(), Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        state.rings[at].enabled = enabled;
+        if enabled {
+            return self.start_what_can(&mut state);
+        }
+        self.stop(&mut state, at)
+    }
+
+    /// Stops a ring, drained, and answers its next available index (GET_VRING_BASE). Waits for
+    /// local I/O only.
+    pub(super) fn take_base(&self, index: u32) -> Result<u16, Refusal> {
+        let mut state = self.state();
+        let at = Self::index(&state, index)?;
+        self.stop(&mut state, at)?;
+        let ring = &mut state.rings[at];
+        ring.kicked = false;
+        ring.kick = None;
+        Ok(ring.base)
+    }
+
+    pub(super) fn set_writeback(&self, writeback: bool) -> Result<(), Refusal> {
+        let mut state = self.state();
+        state.writeback = writeback;
+        let through = state.through();
+        self.each_running(&state, |_| {
+            Box::new(move |queue| queue.set_through(through))
+        })
+    }
+
+    /// Stops every ring and forgets the driver, as at a reset of the device.
+    pub(super) fn reset(&self) {
+        let mut state = self.state();
+        for at in 0..state.rings.len() {
+            if let Err(error) = self.stop(&mut state, at) {
+                tracing::error!(device = %self.name, %error, "a ring could not be stopped");
+            }
+            state.rings[at] = Ring::default();
+        }
+        state.features = 0;
+        state.writeback = true;
+    }
+
+    /// The front-end is gone.
+    pub(super) fn disconnect(&self) {
+        self.reset();
+        let mut state = self.state();
+        state.memory = Arc::default();
+        state.log = None;
+    }
+
+    fn stop(&self, state: &mut State, at: usize) -> Result<(), Refusal> {
+        if !state.rings[at].running {
+            return Ok(());
+        }
+        let queue = self.disk.stop_queue(at)?;
+        state.rings[at].running = false;
+        let Some(queue) = queue else { return Ok(()) };
+        let queue: Box<dyn std::any::Any> = queue;
+        let Ok(queue) = queue.downcast::<BlkQueue>() else {
+            return Ok(());
+        };
+        let vring = queue.into_ring();
+        let ring = &mut state.rings[at];
+        ring.base = vring.next_avail();
+        ring.used_idx = vring.used_index();
+        (ring.kick, ring.call, ring.err) = vring.into_eventfds();
+        Ok(())
+    }
+
+    /// Starts the rings for which everything is known. What is not yet there is not an error: the
+    /// order of a front-end's messages is its own.
+    fn start_what_can(&self, state: &mut State) -> Result<(), Refusal> {
+        for at in 0..state.rings.len() {
+            let ring = &state.rings[at];
+            if !ring.running
+                && ring.kicked
+                && ring.enabled
+                && ring.size > 0
+                && ring.address.is_some()
+            {
+                self.start(state, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, state: &mut State, at: usize) -> Result<(), Refusal> {
+        if let Some(expected) = self.expected_base(at)
+            && expected != state.rings[at].base
+        {
+            tracing::error!(
+                device = %self.name, queue = at, base = state.rings[at].base, expected,
+                "the ring does not begin where the disk's state says it stopped: this is not the \
+                 machine that the disk came with, and it is not served"
+            );
+            return Ok(());
+        }
+        let log = state.log_settings(&state.rings[at]);
+        let rules = Rules {
+            capacity_bytes: self.disk.geometry().capacity_bytes,
+            read_only: self.disk.read_only(),
+            through: state.through(),
+        };
+        let (event_idx, indirect) = (
+            state.has(feature::EVENT_IDX),
+            state.has(feature::INDIRECT_DESC),
+        );
+        let map = state.memory.clone();
+        let ring = &mut state.rings[at];
+        let Some(address) = ring.address else {
+            return Ok(());
+        };
+        let clone = |fd: &Option<EventFd>| fd.as_ref().and_then(|fd| fd.try_clone().ok());
+        let setup = RingSetup {
+            size: ring.size,
+            address,
+            next_avail: ring.base,
+            event_idx,
+            indirect,
+            kick: clone(&ring.kick),
+            call: clone(&ring.call),
+            err: clone(&ring.err),
+            map,
+            log,
+        };
+        let vring = match Vring::new(setup) {
+            Ok(vring) => vring,
+            Err(error) => {
+                // The memory table may be yet to come.
+                tracing::debug!(device = %self.name, queue = at, %error, "a ring cannot start yet");
+                return Ok(());
+            }
+        };
+        let name = format!("{}:{at}", self.name).into();
+        let queue: Box<dyn RequestQueue> =
+            Box::new(BlkQueue::new(name, vring, rules, state.serial));
+        self.disk.start_queue(at, queue)?;
+        state.rings[at].running = true;
+        tracing::debug!(device = %self.name, queue = at, base = state.rings[at].base, "ring started");
+        if let Some(on_restart) = &state.on_restart {
+            on_restart();
+        }
+        Ok(())
+    }
+
+    fn expected_base(&self, at: usize) -> Option<u16> {
+        let bases = self
+            .expected_bases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        bases.as_ref().and_then(|bases| bases.get(at).copied())
+    }
+
+    pub(super) fn expect_bases(&self, bases: Option<Vec<u16>>) {
+        *self
+            .expected_bases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = bases;
+    }
+
+    /// A ring's size for the device's state.
+    pub(super) fn ring_size(ring: &Ring) -> u16 {
+        if ring.size == 0 {
+            RING_SIZE_DEFAULT
+        } else {
+            ring.size
+        }
+    }
+}
+
+fn eventfd(file: File) -> EventFd {
+    // SAFETY: `file` owned the descriptor and gives it up here.
+    #[allow(unsafe_code)]
+    unsafe {
+        EventFd::from_raw_fd(file.into_raw_fd())
+    }
+}

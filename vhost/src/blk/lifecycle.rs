@@ -1,0 +1,183 @@
+//! A block device as a migration sees it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use ferry_dataplane::buffer::AlignedBuf;
+use ferry_dataplane::lifecycle::{
+    ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, WriteTap,
+};
+use ferry_migration::schema::BlkState;
+use ferry_migration::schema::blk_v1::BlkV1;
+use ferry_migration::schema::queue_v1::QueueV1;
+
+use super::config::feature;
+use super::device::{BlkDevice, State};
+
+impl BlkDevice {
+    /// The device without its queues, as it is announced to a destination.
+    pub fn shape(&self) -> BlkV1 {
+        self.blk_state(&self.state())
+    }
+
+    fn blk_state(&self, state: &State) -> BlkV1 {
+        let geometry = self.disk.geometry();
+        BlkV1 {
+            capacity_bytes: geometry.capacity_bytes,
+            block_bytes: geometry.block_bytes,
+            num_queues: self.num_queues,
+            read_only: self.disk.read_only(),
+            acked_features: state.features,
+            writeback: state.writeback,
+            serial: state.serial,
+        }
+    }
+
+    fn queue_states(&self, state: &State) -> Vec<QueueV1> {
+        let rings = (0u16..).zip(&state.rings);
+        rings
+            .map(|(index, ring)| QueueV1 {
+                index,
+                size: Self::ring_size(ring),
+                next_avail: ring.base,
+                used_idx: ring.used_idx,
+                enabled: ring.enabled,
+                event_idx: state.features & feature::EVENT_IDX != 0,
+            })
+            .collect()
+    }
+
+    /// What an imported state must agree with.
+    fn check_import(&self, incoming: &BlkState, state: &State) -> Result<(), LifecycleError> {
+        let refuse = |why: String| Err(LifecycleError::BadState(why));
+        let mine = self.blk_state(state);
+        let blk = &incoming.blk;
+        if blk.num_queues != mine.num_queues || blk.capacity_bytes != mine.capacity_bytes {
+            return refuse(format!(
+                "a device of {} queues and {} bytes does not fit one of {} and {}",
+                blk.num_queues, blk.capacity_bytes, mine.num_queues, mine.capacity_bytes
+            ));
+        }
+        if blk.block_bytes < mine.block_bytes {
+            return refuse(format!(
+                "the guest uses blocks of {} bytes, and this disk has larger ones of {}",
+                blk.block_bytes, mine.block_bytes
+            ));
+        }
+        let unknown = blk.acked_features & !self.offered();
+        if unknown != 0 {
+            return refuse(format!(
+                "the guest uses features {unknown:#x}, which are not offered here"
+            ));
+        }
+        for (ring, queue) in state.rings.iter().zip(&incoming.queues) {
+            if ring.running && ring.base != queue.next_avail {
+                return refuse(format!(
+                    "queue {} runs here from {}, and the disk's guest stopped at {}: another machine \
+                     is attached",
+                    queue.index, ring.base, queue.next_avail
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DiskLifecycle for BlkDevice {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {
+        self.disk.attach_tap(tap)
+    }
+
+    fn detach_tap(&self) {
+        if let Err(error) = self.disk.detach_tap() {
+            tracing::error!(device = %self.name, %error, "the tap could not be detached");
+        }
+    }
+
+    fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
+        self.disk.lock_range(range)
+    }
+
+    fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
+        self.disk.unlock_range(mirrored_below)
+    }
+
+    fn acknowledge(&self, seq: u64) {
+        self.disk.acknowledge(seq);
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
+        self.disk.read_at(offset_bytes, buf, len)
+    }
+
+    fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        self.disk.next_data(offset_bytes)
+    }
+
+    fn rings_running(&self) -> bool {
+        self.state().rings.iter().any(|ring| ring.running)
+    }
+
+    fn quiesce(&self, on_restart: RestartHook) -> Result<(), LifecycleError> {
+        // Under the device's lock: a ring that starts meanwhile is held and reported, or was
+        // started before and is drained.
+        let mut state = self.state();
+        state.on_restart = Some(on_restart);
+        self.disk.hold()
+    }
+
+    fn resume(&self) {
+        let mut state = self.state();
+        state.on_restart = None;
+        self.expect_bases(None);
+        if let Err(error) = self.disk.open() {
+            tracing::error!(device = %self.name, %error, "the disk could not be taken into service");
+        }
+    }
+
+    fn await_activation(&self, hook: ActivationHook) -> Result<(), LifecycleError> {
+        let expected = self.expected_bases.clone();
+        self.disk.open_on_first(Box::new(move || {
+            let served = hook();
+            if served {
+                // The machine has arrived: it may stop and start its rings as it likes.
+                *expected.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            served
+        }))
+    }
+
+    fn export(&self) -> Result<Vec<u8>, LifecycleError> {
+        let state = self.state();
+        if state.rings.iter().any(|ring| ring.running) {
+            return Err(LifecycleError::Refused(
+                "its rings run; the VM must be stopped first".into(),
+            ));
+        }
+        BlkState::new(self.blk_state(&state), self.queue_states(&state))
+            .and_then(|state| state.encode())
+            .map_err(|error| LifecycleError::BadState(error.to_string()))
+    }
+
+    fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError> {
+        let incoming = BlkState::decode(envelope)
+            .map_err(|error| LifecycleError::BadState(error.to_string()))?;
+        let mut state = self.state();
+        self.check_import(&incoming, &state)?;
+        state.serial = incoming.blk.serial;
+        state.writeback = incoming.blk.writeback;
+        self.expect_bases(Some(
+            incoming
+                .queues
+                .iter()
+                .map(|queue| queue.next_avail)
+                .collect(),
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! The vhost-user messages of a block device's front-end, each turned into one call on the device.
+//! Offsets, sizes and indexes come from outside: whatever makes no sense is refused, and logged.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use super::config::{CONFIG_READ_MAX, WRITEBACK_OFFSET};
+use super::device::{BlkDevice, Refusal};
+use crate::memory::{DirtyLog, MemoryMap, REGIONS_MAX, RegionSpec};
+use crate::session::Conversation;
+use crate::vring::RingAddress;
+
+/// The messages of one connection.
+pub struct Messages(Arc<BlkDevice>);
+
+impl Conversation for BlkDevice {
+    type Handler = Mutex<Messages>;
+
+    fn open(self: &Arc<Self>) -> Arc<Mutex<Messages>> {
+        Arc::new(Mutex::new(Messages(self.clone())))
+    }
+
+    fn close(&self) {
+        self.disconnect();
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// What the front-end is told; the log has the reason.
+fn answer<T>(result: std::result::Result<T, Refusal>) -> Result<T> {
+    result.map_err(|refusal| Error::ReqHandlerError(io::Error::other(refusal.to_string())))
+}
+
+fn refuse<T>(what: &str) -> Result<T> {
+    Err(Error::ReqHandlerError(io::Error::other(what.to_owned())))
+}
+
+fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {
+    // The message's struct is packed: its fields are copied out.
+    RegionSpec {
+        guest_start: region.guest_phys_addr,
+        len: region.memory_size,
+        user_start: region.user_addr,
+        file_offset: region.mmap_offset,
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Messages {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.0.reset();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.0.reset();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.0.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        answer(self.0.set_features(features))
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        // Not STATUS: the crate does not carry its messages, and QEMU would send them.
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE)
+    }
+
+    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+        Ok(()) // the crate enforces them
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let table = regions.iter().map(spec).zip(files).collect();
+        answer(self.0.change_memory(|_| MemoryMap::new(table)))?;
+        Ok(None)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        let spec = spec(region);
+        answer(self.0.change_memory(|map| map.with(spec, file)))?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let spec = spec(region);
+        answer(self.0.change_memory(|map| map.without(spec)))
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        answer(self.0.set_ring(index, |ring| {
+            ring.size = u16::try_from(num)
+                .ok()
+                .filter(|size| size.is_power_of_two() && *size <= crate::vring::RING_SIZE_MAX)
+                .ok_or_else(|| {
+                    Refusal::Invalid(format!("ring size {num} is not a power of two"))
+                })?;
+            Ok(())
+        }))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        flags: VhostUserVringAddrFlags,
+        desc: u64,
+        used: u64,
+        avail: u64,
+        log: u64,
+    ) -> Result<()> {
+        let logged = flags
+            .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
+            .then_some(log);
+        answer(
+            self.0
+                .set_address(index, RingAddress { desc, avail, used }, logged),
+        )
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        answer(self.0.set_ring(index, |ring| {
+            ring.base = u16::try_from(base)
+                .map_err(|_| Refusal::Invalid(format!("ring base {base} is more than 16 bits")))?;
+            Ok(())
+        }))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let base = answer(self.0.take_base(index))?;
+        Ok(VhostUserVringState::new(index, base.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        answer(self.0.set_kick(index.into(), file))
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        answer(self.0.set_call(index.into(), file))
+    }
+
+    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        answer(self.0.set_err(index.into(), file))
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.0.num_queues().into())
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        answer(self.0.set_enabled(index, enable))
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        // Front-ends read more than there is; what is not there reads as zeroes.
+        let end = u64::from(offset) + u64::from(size);
+        if end > CONFIG_READ_MAX as u64 {
+            return refuse("the configuration space is read past its end");
+        }
+        let mut space = vec![0; CONFIG_READ_MAX];
+        let known = self.0.config_space(&self.0.state());
+        space[..known.len()].copy_from_slice(&known);
+        Ok(space[offset as usize..end as usize].to_vec())
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], flags: VhostUserConfigFlags) -> Result<()> {
+        if flags.contains(VhostUserConfigFlags::LIVE_MIGRATION) {
+            return Ok(()); // a copy of what this device said itself
+        }
+        match (offset as usize, bytes) {
+            (WRITEBACK_OFFSET, &[mode]) => answer(self.0.set_writeback(mode != 0)),
+            _ => refuse("only the cache mode may be written"),
+        }
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let mapped = DirtyLog::new(file, log.mmap_offset, log.mmap_size);
+        answer(
+            mapped
+                .map_err(|error| Refusal::Invalid(error.to_string()))
+                .and_then(|log| self.0.set_log(log)),
+        )
+    }
+
+    fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
+        refuse("a block device has no GPU socket")
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        refuse("a block device shares no objects")
+    }
+
+    fn get_inflight_fd(
+        &mut self,
+        _region: &VhostUserInflight,
+    ) -> Result<(VhostUserInflight, File)> {
+        refuse("in-flight tracking was not negotiated")
+    }
+
+    fn set_inflight_fd(&mut self, _region: &VhostUserInflight, _file: File) -> Result<()> {
+        refuse("in-flight tracking was not negotiated")
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _file: File,
+    ) -> Result<Option<File>> {
+        refuse("device state was not negotiated")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        refuse("device state was not negotiated")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        refuse("a block device shares no memory of its own")
+    }
+}

@@ -1,0 +1,112 @@
+//! Survives a front-end that truncates the file behind its own memory.
+//!
+//! Touching a page that is no longer in the file raises SIGBUS. The handler here looks the address
+//! up among the regions that were mapped for front-ends; if it is in one, it puts zeroed memory in
+//! place of that page and returns, so that only that front-end's device sees nonsense. Any other
+//! SIGBUS ends the process as it would have without this.
+#![allow(unsafe_code)]
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Regions watched at a time, over all devices.
+const PLACES: usize = 8192;
+
+struct Place {
+    start: AtomicUsize,
+    /// 0 while the place is free.
+    len: AtomicUsize,
+}
+
+static REGIONS: [Place; PLACES] = [const {
+    Place {
+        start: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+    }
+}; PLACES];
+
+/// A claim that is being filled in: no address is inside a region of this start.
+const CLAIMED: usize = usize::MAX;
+
+/// A mapped region that the handler knows.
+#[derive(Debug)]
+pub(crate) struct Guarded(usize);
+
+impl Guarded {
+    /// Registers a mapping, which must outlive the guard; `None` when the table is full.
+    pub fn new(start: *mut u8, len: usize) -> Option<Guarded> {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(install);
+        let free = |place: &Place| {
+            place
+                .start
+                .compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        };
+        let at = REGIONS.iter().position(free)?;
+        REGIONS[at].len.store(len, Ordering::Release);
+        REGIONS[at].start.store(start.addr(), Ordering::Release);
+        Some(Guarded(at))
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        REGIONS[self.0].len.store(0, Ordering::Release);
+        REGIONS[self.0].start.store(0, Ordering::Release);
+    }
+}
+
+fn install() {
+    // SAFETY: the action is plain data, valid as zeroes, and filled in before use; the handler only
+    // does what a signal handler may (see there).
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigbus as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigemptyset(&mut action.sa_mask);
+        if libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0 {
+            tracing::warn!(
+                "no SIGBUS handler: a front-end that truncates its memory ends the daemon"
+            );
+        }
+    }
+}
+
+/// Runs in a signal: touches only atomics, and calls only mmap and signal, which are allowed there.
+extern "C" fn on_sigbus(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes a valid `siginfo_t` to an SA_SIGINFO handler.
+    let address = unsafe { (*info).si_addr() }.addr();
+    let inside = |place: &Place| {
+        let len = place.len.load(Ordering::Acquire);
+        address
+            .checked_sub(place.start.load(Ordering::Acquire))
+            .is_some_and(|at| at < len)
+    };
+    if REGIONS.iter().any(inside) {
+        const PAGE: usize = 4096;
+        let page = address / PAGE * PAGE;
+        // SAFETY: the page is inside a mapping that this module's users own, and had lost its file.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::without_provenance_mut(page),
+                PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if mapped != libc::MAP_FAILED {
+            return;
+        }
+    }
+    // SAFETY: restores the default; the access is repeated on return and ends the process.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+    }
+}

@@ -1,0 +1,571 @@
+//! A split virtqueue on mapped memory, the device's side (virtio 1.2, section 2.7).
+//!
+//! Descriptors are copied once and only the copy is looked at, so a guest that rewrites them
+//! meanwhile changes nothing that was checked. Ring addresses are translated once for each memory
+//! map. Used entries are written as requests end, and shown to the guest by one store of the used
+//! index for the batch, followed by one call if the guest wants it.
+//!
+//! # The invariant
+//!
+//! The three ring pointers lie, with their whole length and properly aligned, in the newest of
+//! `maps`, which the ring holds. Each map stays until no request made with it is outstanding.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+
+use ferry_dataplane::limits::SEGMENTS_PER_REQUEST;
+use ferry_dataplane::segments::Segments;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::{DirtyLog, MemoryMap};
+
+/// Largest ring that virtio allows.
+pub const RING_SIZE_MAX: u16 = 32768;
+
+/// Descriptors of one chain: a request's segments, its header and its status.
+pub const CHAIN_MAX: usize = SEGMENTS_PER_REQUEST + 2;
+
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const DESC_BYTES: u64 = 16;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+const USED_NO_NOTIFY: u16 = 1;
+
+/// Where a ring is, in the front-end's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RingAddress {
+    /// Descriptor table.
+    pub desc: u64,
+    /// Available ring.
+    pub avail: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
+/// How a ring's writes are logged.
+#[derive(Debug, Clone, Default)]
+pub struct LogSettings {
+    /// VHOST_F_LOG_ALL is on: every page written is marked.
+    pub all: bool,
+    /// The log, once it is mapped.
+    pub log: Option<Arc<DirtyLog>>,
+    /// Guest address of the used ring, when its writes are to be marked.
+    pub used_guest: Option<u64>,
+}
+
+/// What a ring needs to start.
+#[derive(Debug)]
+pub struct RingSetup {
+    /// Entries, a power of two.
+    pub size: u16,
+    /// Where it is.
+    pub address: RingAddress,
+    /// The next available entry to pop.
+    pub next_avail: u16,
+    /// VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// VIRTIO_RING_F_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+    /// The guest's kick; `None` to be polled.
+    pub kick: Option<EventFd>,
+    /// The guest's interrupt.
+    pub call: Option<EventFd>,
+    /// Told when the ring breaks.
+    pub err: Option<EventFd>,
+    /// The guest's memory.
+    pub map: Arc<MemoryMap>,
+    /// Dirty logging.
+    pub log: LogSettings,
+}
+
+/// Why a ring cannot start.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RingError {
+    /// 0, not a power of two, or too large.
+    #[error("ring size {0} is not a power of two of at most {RING_SIZE_MAX}")]
+    Size(u16),
+    /// Part of the ring is not guest memory, or not aligned.
+    #[error("the {0} is not in guest memory, or not aligned")]
+    Address(&'static str),
+}
+
+/// What the available ring holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing new.
+    Empty,
+    /// The head of a chain.
+    Head(u16),
+    /// The driver broke the ring's rules.
+    Broken(&'static str),
+}
+
+/// One buffer of a chain, copied from its descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest physical address.
+    pub guest: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// A chain, copied and checked for shape: bounded, without loops, readable before writable.
+#[derive(Debug, Default)]
+pub struct Chain {
+    buffers: Vec<Buffer>,
+    writable_from: usize,
+}
+
+impl Chain {
+    /// Room for the longest chain, so that none is allocated for later.
+    pub fn new() -> Chain {
+        Chain {
+            buffers: Vec::with_capacity(CHAIN_MAX),
+            writable_from: 0,
+        }
+    }
+
+    /// What the device reads.
+    pub fn readable(&self) -> &[Buffer] {
+        &self.buffers[..self.writable_from]
+    }
+
+    /// What the device writes.
+    pub fn writable(&self) -> &[Buffer] {
+        &self.buffers[self.writable_from..]
+    }
+}
+
+/// Mapped addresses of the three parts.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    desc: *const u8,
+    avail: *mut u8,
+    used: *mut u8,
+}
+
+/// A memory map and the requests outstanding on it.
+#[derive(Debug)]
+struct Generation {
+    map: Arc<MemoryMap>,
+    number: u32,
+    outstanding: u32,
+}
+
+/// A running ring; belongs to one worker at a time.
+#[derive(Debug)]
+pub struct Vring {
+    setup: RingSetup,
+    parts: Option<Parts>,
+    next_avail: u16,
+    /// Used entries written; the guest has been shown those before `shown`.
+    next_used: u16,
+    shown: u16,
+    /// Newest last.
+    maps: VecDeque<Generation>,
+}
+
+// SAFETY: the pointers are into `maps`, which moves along, and one thread uses the ring at a time.
+unsafe impl Send for Vring {}
+
+impl Vring {
+    /// Takes up a ring where `setup` says. The used index is read from the ring itself.
+    pub fn new(setup: RingSetup) -> Result<Vring, RingError> {
+        if !setup.size.is_power_of_two() || setup.size > RING_SIZE_MAX {
+            return Err(RingError::Size(setup.size));
+        }
+        let parts = locate(&setup.map, &setup)?;
+        let mut ring = Vring {
+            next_avail: setup.next_avail,
+            next_used: 0,
+            shown: 0,
+            parts: Some(parts),
+            maps: VecDeque::with_capacity(4),
+            setup,
+        };
+        let map = ring.setup.map.clone();
+        ring.maps.push_back(Generation {
+            map,
+            number: 0,
+            outstanding: 0,
+        });
+        ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
+        ring.shown = ring.next_used;
+        Ok(ring)
+    }
+
+    /// The next available entry to pop.
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Used entries shown to the guest, as an index.
+    pub fn used_index(&self) -> u16 {
+        self.shown
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.setup.size
+    }
+
+    /// The newest memory map.
+    pub fn map(&self) -> &MemoryMap {
+        &self.newest().map
+    }
+
+    fn newest(&self) -> &Generation {
+        self.maps.back().expect("there is always one map")
+    }
+
+    /// Follows the front-end to another memory map. Requests outstanding keep the one they were
+    /// made with. Returns false when the ring is not in the new map; it gives nothing until it is.
+    pub fn set_map(&mut self, map: Arc<MemoryMap>) -> bool {
+        self.parts = locate(&map, &self.setup).ok();
+        let number = self.newest().number.wrapping_add(1);
+        self.maps.push_back(Generation {
+            map,
+            number,
+            outstanding: 0,
+        });
+        self.forget_maps();
+        self.parts.is_some()
+    }
+
+    fn forget_maps(&mut self) {
+        while self.maps.len() > 1 && self.maps[0].outstanding == 0 {
+            self.maps.pop_front();
+        }
+    }
+
+    /// Changes how writes are logged.
+    pub fn set_log(&mut self, log: LogSettings) {
+        self.setup.log = log;
+    }
+
+    /// Changes the guest's interrupt.
+    pub fn set_call(&mut self, call: Option<EventFd>) {
+        self.setup.call = call;
+        // A batch may have been shown while there was nobody to tell.
+        self.signal();
+    }
+
+    /// Whether guest memory may be written: not while logging is on and the log is not there yet,
+    /// and not while the ring is outside the guest's memory.
+    pub fn may_write(&self) -> bool {
+        self.parts.is_some() && !(self.setup.log.all && self.setup.log.log.is_none())
+    }
+
+    /// A request was made with the newest map; returns its generation for `unhold`.
+    pub fn hold(&mut self) -> u32 {
+        let newest = self.maps.back_mut().expect("there is always one map");
+        newest.outstanding += 1;
+        newest.number
+    }
+
+    /// The map of a request outstanding.
+    pub fn held(&self, generation: u32) -> Option<&MemoryMap> {
+        self.maps
+            .iter()
+            .find(|g| g.number == generation)
+            .map(|g| &*g.map)
+    }
+
+    /// That request is over.
+    pub fn unhold(&mut self, generation: u32) {
+        if let Some(held) = self.maps.iter_mut().find(|g| g.number == generation) {
+            held.outstanding -= 1;
+        }
+        if self.maps.len() > 1 {
+            self.forget_maps();
+        }
+    }
+
+    fn avail_u16(&self, offset: usize) -> &AtomicU16 {
+        let parts = self.parts.expect("callers check that the ring is mapped");
+        // SAFETY: every offset used here is even and inside the ring, which is mapped and aligned by
+        // the invariant; atomics, because the guest uses it at the same time.
+        unsafe { AtomicU16::from_ptr(parts.avail.add(offset).cast()) }
+    }
+
+    fn used_u16(&self, offset: usize) -> &AtomicU16 {
+        let parts = self.parts.expect("callers check that the ring is mapped");
+        // SAFETY: as in `avail_u16`.
+        unsafe { AtomicU16::from_ptr(parts.used.add(offset).cast()) }
+    }
+
+    fn avail_index(&self) -> u16 {
+        self.avail_u16(2).load(Ordering::Acquire)
+    }
+
+    /// Whether an entry waits.
+    pub fn has_work(&self) -> bool {
+        self.parts.is_some() && self.avail_index() != self.next_avail
+    }
+
+    /// Entries that wait; more than the ring holds is the driver's mistake.
+    pub fn peek(&self) -> Next {
+        if self.parts.is_none() {
+            return Next::Empty;
+        }
+        let waiting = self.avail_index().wrapping_sub(self.next_avail);
+        if waiting == 0 {
+            return Next::Empty;
+        }
+        if waiting > self.setup.size {
+            return Next::Broken("the available index jumped");
+        }
+        let at = usize::from(self.next_avail & (self.setup.size - 1));
+        let head = self.avail_u16(4 + 2 * at).load(Ordering::Relaxed);
+        if head >= self.setup.size {
+            return Next::Broken("an available entry names no descriptor");
+        }
+        Next::Head(head)
+    }
+
+    /// Takes the entry that `peek` showed.
+    pub fn take(&mut self) {
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    /// Copies the chain at `head`. An error names what is wrong with it; the chain then holds what
+    /// was copied before.
+    pub fn copy_chain(&self, head: u16, chain: &mut Chain) -> Result<(), &'static str> {
+        chain.buffers.clear();
+        chain.writable_from = 0;
+        let mut writable = false;
+        let mut index = head;
+        let mut table: Option<Buffer> = None;
+        let mut left = self.setup.size;
+        loop {
+            left = left.checked_sub(1).ok_or("longer than the queue")?;
+            let (buffer, flags, next) = match table {
+                None => self.descriptor(index)?,
+                Some(table) => {
+                    let at = table.guest + u64::from(index) * DESC_BYTES;
+                    let mut raw = [0; DESC_BYTES as usize];
+                    if !self.map().read(at, &mut raw) {
+                        return Err("an indirect table outside guest memory");
+                    }
+                    decode(&raw)
+                }
+            };
+            if flags & DESC_INDIRECT != 0 {
+                if table.is_some() || flags & DESC_NEXT != 0 || !self.setup.indirect {
+                    return Err("an indirect table where none may be");
+                }
+                let entries = buffer.len / DESC_BYTES as u32;
+                if entries == 0 || !buffer.len.is_multiple_of(DESC_BYTES as u32) {
+                    return Err("an indirect table of an odd length");
+                }
+                buffer
+                    .guest
+                    .checked_add(u64::from(buffer.len))
+                    .ok_or("an indirect table that wraps")?;
+                left = u16::try_from(entries).unwrap_or(u16::MAX);
+                table = Some(buffer);
+                index = 0;
+                continue;
+            }
+            if flags & DESC_WRITE != 0 {
+                writable = true;
+            } else if writable {
+                return Err("a readable buffer after a writable one");
+            } else {
+                chain.writable_from += 1;
+            }
+            if chain.buffers.len() == CHAIN_MAX {
+                return Err("more buffers than this device takes");
+            }
+            chain.buffers.push(buffer);
+            if flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            if table.is_some_and(|table| u64::from(next) * DESC_BYTES >= u64::from(table.len)) {
+                return Err("a descriptor past the end of its table");
+            }
+            index = next;
+        }
+    }
+
+    fn descriptor(&self, index: u16) -> Result<(Buffer, u16, u16), &'static str> {
+        if index >= self.setup.size {
+            return Err("a descriptor past the end of its table");
+        }
+        let parts = self.parts.ok_or("the ring is not mapped")?;
+        let mut raw = [0u8; DESC_BYTES as usize];
+        // SAFETY: `index` is below the size of the table, which is mapped by the invariant. The
+        // guest may write it meanwhile; only this copy is looked at.
+        unsafe {
+            let from = parts.desc.add(usize::from(index) * raw.len());
+            std::ptr::copy_nonoverlapping(from, raw.as_mut_ptr(), raw.len());
+        }
+        Ok(decode(&raw))
+    }
+
+    /// Marks a guest range in the dirty log.
+    pub fn mark(&self, range: Range<u64>) {
+        if self.setup.log.all
+            && let Some(log) = &self.setup.log.log
+        {
+            log.mark(range);
+        }
+    }
+
+    /// Marks the memory behind segments of a request of `generation`.
+    pub fn mark_segments(&self, generation: u32, segments: &Segments) {
+        if !self.setup.log.all {
+            return;
+        }
+        let Some(map) = self.held(generation) else {
+            return;
+        };
+        segments
+            .as_slice()
+            .iter()
+            .filter_map(|s| map.guest_of(s))
+            .for_each(|range| self.mark(range));
+    }
+
+    fn mark_used(&self, offset: u64, len: u64) {
+        if let (Some(used), Some(log)) = (self.setup.log.used_guest, &self.setup.log.log) {
+            let start = used.saturating_add(offset);
+            log.mark(start..start.saturating_add(len));
+        }
+    }
+
+    /// Writes a used entry; the guest is shown it by `publish`.
+    pub fn push_used(&mut self, head: u16, len: u32) {
+        let Some(parts) = self.parts else { return };
+        let at = usize::from(self.next_used & (self.setup.size - 1));
+        let offset = 4 + 8 * at;
+        // SAFETY: inside the used ring, which is mapped and aligned to 4 by the invariant.
+        unsafe {
+            AtomicU32::from_ptr(parts.used.add(offset).cast())
+                .store(u32::from(head), Ordering::Relaxed);
+            AtomicU32::from_ptr(parts.used.add(offset + 4).cast()).store(len, Ordering::Relaxed);
+        }
+        self.mark_used(offset as u64, 8);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the guest the used entries, and calls it if it wants that.
+    pub fn publish(&mut self) {
+        if self.next_used == self.shown || self.parts.is_none() {
+            return;
+        }
+        let before = std::mem::replace(&mut self.shown, self.next_used);
+        self.used_u16(2).store(self.next_used, Ordering::Release);
+        self.mark_used(2, 2);
+        // The index must be visible before the guest's wish is read, or both may miss the other.
+        fence(Ordering::SeqCst);
+        let wanted = if self.setup.event_idx {
+            let event = self
+                .avail_u16(4 + 2 * usize::from(self.setup.size))
+                .load(Ordering::Relaxed);
+            passed(event, before, self.next_used)
+        } else {
+            self.avail_u16(0).load(Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0
+        };
+        if wanted {
+            self.signal();
+        }
+    }
+
+    fn signal(&self) {
+        if let Some(call) = &self.setup.call {
+            // Full means that the guest has been told and has not looked.
+            let _ = call.write(1);
+        }
+    }
+
+    /// Asks for kicks, then looks again: true when an entry waits, or when the wish could not be
+    /// written.
+    pub fn arm(&mut self) -> bool {
+        if !self.may_write() {
+            return true;
+        }
+        if self.setup.event_idx {
+            let offset = 4 + 8 * usize::from(self.setup.size);
+            self.used_u16(offset)
+                .store(self.next_avail, Ordering::Relaxed);
+            self.mark_used(offset as u64, 2);
+        } else {
+            self.used_u16(0).store(0, Ordering::Relaxed);
+            self.mark_used(0, 2);
+        }
+        // As in `publish`.
+        fence(Ordering::SeqCst);
+        self.has_work()
+    }
+
+    /// Tells the guest that it need not kick. With event indexes that is so by itself, as long as
+    /// the index asked for lies behind.
+    pub fn disarm(&mut self) {
+        if !self.setup.event_idx && self.may_write() {
+            self.used_u16(0).store(USED_NO_NOTIFY, Ordering::Relaxed);
+            self.mark_used(0, 2);
+        }
+    }
+
+    /// The kick, to be watched.
+    pub fn kick_fd(&self) -> Option<RawFd> {
+        self.setup.kick.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Clears the kick.
+    pub fn drain_kick(&self) {
+        if let Some(kick) = &self.setup.kick {
+            let _ = kick.read();
+        }
+    }
+
+    /// Tells the front-end that the ring broke.
+    pub fn report_broken(&self) {
+        if let Some(err) = &self.setup.err {
+            let _ = err.write(1);
+        }
+    }
+
+    /// Gives back what the front-end passed in.
+    pub fn into_eventfds(self) -> (Option<EventFd>, Option<EventFd>, Option<EventFd>) {
+        (self.setup.kick, self.setup.call, self.setup.err)
+    }
+}
+
+/// Whether `event` lies in `(before, now]`, in ring arithmetic (virtio 1.2, section 2.7.7.2).
+fn passed(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+}
+
+fn decode(raw: &[u8; DESC_BYTES as usize]) -> (Buffer, u16, u16) {
+    let guest = u64::from_le_bytes(raw[0..8].try_into().expect("eight bytes"));
+    let len = u32::from_le_bytes(raw[8..12].try_into().expect("four bytes"));
+    let flags = u16::from_le_bytes([raw[12], raw[13]]);
+    let next = u16::from_le_bytes([raw[14], raw[15]]);
+    (Buffer { guest, len }, flags, next)
+}
+
+fn locate(map: &MemoryMap, setup: &RingSetup) -> Result<Parts, RingError> {
+    let size = u64::from(setup.size);
+    let find = |user: u64, len: u64, align: usize, name: &'static str| {
+        map.host_of_user(user, len)
+            .filter(|at| at.addr().is_multiple_of(align))
+            .ok_or(RingError::Address(name))
+    };
+    Ok(Parts {
+        desc: find(
+            setup.address.desc,
+            DESC_BYTES * size,
+            16,
+            "descriptor table",
+        )?,
+        avail: find(setup.address.avail, 6 + 2 * size, 2, "available ring")?,
+        used: find(setup.address.used, 6 + 8 * size, 4, "used ring")?,
+    })
+}
