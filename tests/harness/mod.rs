@@ -5,6 +5,7 @@
 //! ```text
 //!   Trial --- TestDir                      one folder, its logs shown on failure
 //!     Pair --- Daemon A, Daemon B          `ferry daemon`, driven by `ferry ...`
+//!       |----- Link                     a relay between them that can be slow
 //!       |----- Guest --- Qemu --- Qmp      commands and states
 //!       |                  `----- Serial   one line in, markers out
 //!       `----- Verifier                    ferry-bench inside the guest
@@ -19,6 +20,7 @@ pub mod dir;
 pub mod failure;
 pub mod guest;
 pub mod image;
+pub mod link;
 pub mod pair;
 pub mod process;
 pub mod qmp;

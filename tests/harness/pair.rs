@@ -21,6 +21,7 @@ use serde_json::json;
 use super::daemon::Daemon;
 use super::failure::Context;
 use super::guest::{Guest, Machine, Qemu, ferry_qmp};
+use super::link::Link;
 use super::process::Running;
 use super::wait::{secs, wait_for};
 use super::{Check, TestDir, image};
@@ -31,6 +32,8 @@ pub const DISK: &str = "d0";
 
 const COPY_LIMIT: Duration = secs(180);
 const SWITCH_LIMIT: Duration = secs(120);
+/// As fast as the machine goes.
+pub const UNLIMITED: u64 = u64::MAX;
 const SIDES: [&str; 2] = ["a", "b"];
 
 /// What the pair's disk is like.
@@ -39,9 +42,9 @@ pub struct Options {
     pub bytes: u64,
     /// Whether it is full from the start; a sparse one is copied in no time.
     pub full: bool,
-    /// How long each request takes at the second daemon, so that a copy to it
+    /// What the link to the second daemon lets through, so that a copy to it
     /// lasts long enough to be disturbed.
-    pub slow_ms: Option<u32>,
+    pub link_bytes_per_second: u64,
 }
 
 impl Default for Options {
@@ -49,7 +52,7 @@ impl Default for Options {
         Self {
             bytes: 64 * image::MIB,
             full: false,
-            slow_ms: None,
+            link_bytes_per_second: UNLIMITED,
         }
     }
 }
@@ -60,6 +63,8 @@ pub struct Pair<'d> {
     options: Options,
     machine: Machine,
     daemons: [Daemon<'d>; 2],
+    /// From the first daemon to the second.
+    pub link: Link,
     /// Where the guest is, an index of `daemons`.
     here: usize,
     qemus: u32,
@@ -90,11 +95,13 @@ impl<'d> Pair<'d> {
         let path = image.display().to_string();
         let socket = daemons[0].add_disk(DISK, &path, machine.queues)?;
         let guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+        let link = Link::new(&daemons[1].address(), options.link_bytes_per_second)?;
         Ok(Self {
             dir,
             options,
             machine,
             daemons,
+            link,
             here: 0,
             qemus: 0,
             guest,
@@ -120,11 +127,6 @@ impl<'d> Pair<'d> {
         self.dir.path(format!("{}.img", SIDES[side]))
     }
 
-    /// The image the guest's data goes to.
-    pub fn destination_image(&self) -> PathBuf {
-        self.image_path(1 - self.here)
-    }
-
     /// Makes the other side ready. What an earlier move left there is cleared
     /// away first, as an operator would.
     pub fn prepare(&mut self) -> Check<Arrival> {
@@ -138,10 +140,6 @@ impl<'d> Pair<'d> {
         let there = 1 - self.here;
         self.clear(there)?;
         let path = self.image_path(there).display().to_string();
-        let path = match self.options.slow_ms {
-            Some(ms) if there == 1 => format!("delay:{ms}:{path}"),
-            _ => path,
-        };
         let queues = self.machine.queues;
         let socket = self.daemons[there].add_incoming(DISK, &path, queues, self.options.bytes)?;
         self.qemus += 1;
@@ -166,7 +164,10 @@ impl<'d> Pair<'d> {
 
     /// Starts the copy of the disk.
     pub fn start_copy(&mut self) -> Check<Running> {
-        let to = self.destination().address();
+        let to = match self.here {
+            0 => self.link.address().to_owned(),
+            _ => self.destination().address(),
+        };
         self.source()
             .start_command(&["migrate", "disk", DISK, "--to", &to])
     }
@@ -186,15 +187,14 @@ impl<'d> Pair<'d> {
         self.finish_copy(copy)
     }
 
-    /// Starts a copy and returns in the middle of it: some of the image has
-    /// arrived, and not all.
+    /// Starts a copy and returns in the middle of it: some of the disk has
+    /// gone over the link, and not all.
     pub fn copy_half_way(&mut self) -> Check<Running> {
         let mut copy = self.start_copy()?;
-        let path = self.destination_image();
-        let wanted = self.options.bytes / 8;
+        let wanted = self.link.passed() + self.options.bytes / 8;
         wait_for("the copy to get going", COPY_LIMIT, || {
             ensure_running(&mut copy)?;
-            Ok((image::allocated(&path).unwrap_or(0) >= wanted).then_some(()))
+            Ok((self.link.passed() >= wanted).then_some(()))
         })?;
         Ok(copy)
     }

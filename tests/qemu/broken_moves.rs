@@ -4,7 +4,7 @@
 use libtest_mimic::Trial;
 
 use crate::ensure;
-use crate::harness::pair::{Options, Pair, ensure_running};
+use crate::harness::pair::{Options, Pair, UNLIMITED, ensure_running};
 use crate::harness::trial::with_qemu;
 use crate::harness::verifier::Verifier;
 use crate::harness::wait::secs;
@@ -29,12 +29,14 @@ pub fn trials() -> Vec<Trial> {
     ])
 }
 
-/// A copy that takes long enough to be disturbed.
-fn slow() -> Options {
+/// A copy that takes long enough to be disturbed; a link too slow for the
+/// guest's own writes would end the mirror.
+fn slow(mib_per_second: u64) -> Options {
+    let link_bytes_per_second = mib_per_second * image::MIB;
     Options {
-        bytes: 128 * image::MIB,
+        bytes: 256 * image::MIB,
         full: true,
-        slow_ms: Some(20),
+        link_bytes_per_second,
     }
 }
 
@@ -131,7 +133,7 @@ fn guest_reset(dir: &TestDir) -> Check {
 }
 
 fn boots_again(dir: &TestDir, boot: impl FnOnce(&mut Pair) -> Check) -> Check {
-    let mut pair = Pair::start(dir, slow())?;
+    let mut pair = Pair::start(dir, slow(16))?;
     pair.guest
         .expect("mkfs.ext4 -q -E nodiscard /dev/vda && mount /dev/vda /mnt")?;
     pair.guest
@@ -159,7 +161,7 @@ fn boots_again(dir: &TestDir, boot: impl FnOnce(&mut Pair) -> Check) -> Check {
 }
 
 fn guest_stops(dir: &TestDir) -> Check {
-    let mut pair = Pair::start(dir, slow())?;
+    let mut pair = Pair::start(dir, slow(32))?;
     let verifier = Verifier::start(&mut pair.guest)?;
     let arrival = pair.prepare()?;
     let mut copy = pair.copy_half_way()?;
@@ -169,6 +171,7 @@ fn guest_stops(dir: &TestDir) -> Check {
     pair.guest.qmp().run("cont")?;
     ensure_running(&mut copy)?;
     verifier.wait_progress(&mut pair.guest)?;
+    pair.link.set_rate(UNLIMITED);
     pair.finish_copy(copy)?;
     pair.switch(&arrival)?;
     pair.release()?;
@@ -180,7 +183,7 @@ fn guest_stops(dir: &TestDir) -> Check {
 }
 
 fn destination_daemon_killed(dir: &TestDir) -> Check {
-    let mut pair = Pair::start(dir, slow())?;
+    let mut pair = Pair::start(dir, slow(32))?;
     let verifier = Verifier::start(&mut pair.guest)?;
     let arrival = pair.prepare()?;
     let mut copy = pair.copy_half_way()?;
@@ -194,5 +197,6 @@ fn destination_daemon_killed(dir: &TestDir) -> Check {
     drop(arrival);
     verifier.wait_progress(&mut pair.guest)?;
     pair.destination().start()?;
+    pair.link.set_rate(UNLIMITED);
     runs_on_and_moves(&mut pair, verifier)
 }
