@@ -14,16 +14,35 @@
 //! migration never was granted. After 4 a lost link changes nothing. A hand-back and an activation
 //! that meet are decided by the record's one mutex.
 
-use std::net::TcpStream;
+mod session;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ferry_dataplane::backend::file::Image;
-use ferry_dataplane::lifecycle::DiskLifecycle;
+use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
 
+use crate::codec::{
+    Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned, read_frame,
+    refused, write_message,
+};
 use crate::ids::{Claim, DiskId};
 use crate::lease::Ownership;
+use crate::lease::ownership::{Applied, OwnershipError};
 use crate::negotiate::Hello;
+use crate::phase::{Event, Refusal};
+use crate::qmp;
+use crate::transport::{self, Paced};
+
+/// Conversations at once: many disks, and room for questions about them.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a stranger may take to say something.
+const FIRST_FRAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the host made ready for a disk that arrives.
 pub struct PreparedTarget {
@@ -39,7 +58,8 @@ pub struct PreparedTarget {
 /// `activated`.
 pub trait DestinationHost: Send + Sync {
     /// Makes room for a disk: a device whose rings are held, and a fresh image for it. Changes no
-    /// record. The offer has passed its own checks. A refusal's text goes to the source.
+    /// record. The offer has passed its own checks. A disk that has a target already is refused, so
+    /// that two offers cannot share one. A refusal's text goes to the source.
     fn prepare(&self, hello: &Hello) -> Result<PreparedTarget, String>;
 
     /// The copy is complete and durable: the device takes the image as its backend and imports
@@ -48,8 +68,8 @@ pub trait DestinationHost: Send + Sync {
     fn install(&self, claim: &Claim, device_state: &[u8]) -> Result<(), String>;
 
     /// The copy is void, and the record says so durably: remove the image (not the record, which is
-    /// the proof) and let go of the device. Called at least once for each prepared target that is
-    /// not activated, and harmless when repeated.
+    /// the proof) and let go of the device. Only the target of this very migration is meant: a newer
+    /// one of the same disk stays. The device's activation hook, if armed, answers no from now on.
     fn discard(&self, claim: &Claim, why: &str);
 
     /// The disk serves here from now on. Called on the activating thread; must not block.
@@ -64,18 +84,209 @@ pub trait DestinationHost: Send + Sync {
 }
 
 /// Serves one connection until it ends. Never panics on what the peer sends.
-pub fn serve_connection(stream: TcpStream, host: Arc<dyn DestinationHost>) {
-    drop((stream, host));
+pub fn serve_connection(mut stream: TcpStream, host: &Arc<dyn DestinationHost>) {
+    if transport::prepare(&stream).is_err() {
+        return;
+    }
+    let mut paced = Paced::new(&stream);
+    paced.begin_frame(FIRST_FRAME_PATIENCE);
+    // Data may not come first, so nothing is left in the stream after a frame.
+    let first = match read_frame(&mut paced) {
+        Ok(frame) => frame.message,
+        Err(error) => {
+            if !matches!(error, CodecError::Closed | CodecError::Io(_)) {
+                let _ = write_message(&mut stream, &refused(error.to_string()));
+            }
+            return;
+        }
+    };
+    let answer = match first {
+        Message::Hello(hello) => return session::receive(stream, host, &hello),
+        Message::HandBack(ask) => answer_hand_back(host, &ask),
+        Message::Abort(abort) => session::abort(host, &abort),
+        Message::Qmp(command) => answer_qmp(host, &command),
+        _ => refused("a conversation does not begin with this message"),
+    };
+    let _ = write_message(&mut stream, &answer);
 }
 
-/// Lets a granted disk wait for its first descriptor: used at the grant, and by a daemon that
-/// restarts and finds `granted` in a record (after it has imported the record's device state).
+/// Has one monitor command run on `peer`'s host, and gives its answer.
+pub fn qmp(peer: &str, socket: &str, command: &str) -> Result<String, String> {
+    let question = Qmp {
+        socket: socket.to_owned(),
+        command: qmp::checked(command)?,
+    };
+    match transport::ask(peer, &Message::Qmp(question)) {
+        Ok(Message::QmpReply(reply)) => Ok(reply.answer),
+        Ok(Message::Refused(refused)) => Err(format!("{peer} refused: {}", refused.reason)),
+        Ok(_) => Err(format!(
+            "{peer} answered a monitor command with something else"
+        )),
+        Err(error) => Err(format!("cannot reach the monitor through {peer}: {error}")),
+    }
+}
+
+fn answer_qmp(host: &Arc<dyn DestinationHost>, command: &Qmp) -> Message {
+    let ran = qmp::checked_socket(&command.socket)
+        .and_then(|socket| Ok((socket, qmp::checked(&command.command)?)))
+        .and_then(|(socket, command)| host.qmp(socket, &command));
+    match ran {
+        Ok(answer) if answer.len() <= QMP_BYTES_MAX => Message::QmpReply(QmpReply { answer }),
+        Ok(_) => refused("the monitor's answer is too long to pass on"),
+        Err(reason) => refused(reason),
+    }
+}
+
+/// Gives a disk back if it can be, and says durably how things stand.
+fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message {
+    let claim = &ask.claim;
+    let Some(ownership) = host.ownership(&claim.disk) else {
+        return refused(format!(
+            "disk {} is not known here; if this is the host it was moved to, its record is lost",
+            claim.disk
+        ));
+    };
+    let (migration, epoch) = (claim.migration, claim.epoch);
+    let event = if ask.though_granted {
+        Event::HandBack { migration, epoch }
+    } else {
+        Event::Settle { migration, epoch }
+    };
+    let answer = Answer {
+        claim: claim.clone(),
+        daemon: ownership.daemon(),
+    };
+    // The record's mutex orders this against an activation: whoever comes second sees the first.
+    match ownership.apply(event) {
+        Ok(applied) => {
+            // Granted is only left standing by `Settle`; every other success refuses the id.
+            if !ownership.state().refuses(migration, epoch) {
+                return Message::Granted(answer);
+            }
+            if applied == Applied::Changed {
+                tracing::info!(%claim, "handed back");
+                host.discard(claim, "the source took the disk back");
+            }
+            let (claim, daemon) = (answer.claim, answer.daemon);
+            Message::Returned(Returned {
+                claim,
+                daemon,
+                reason: "as asked".to_owned(),
+            })
+        }
+        Err(OwnershipError::Refused(Refusal::Activated { .. })) => Message::Activated(answer),
+        Err(error) => refused(error.to_string()),
+    }
+}
+
+/// Lets a granted disk wait for its first descriptor, for a daemon that starts and finds `granted`
+/// in a record: call it after the device has its backend and has imported the record's state.
 pub fn await_activation(
-    disk: &Arc<dyn DiskLifecycle>,
-    ownership: &Arc<Ownership>,
+    target: &PreparedTarget,
     host: &Arc<dyn DestinationHost>,
     claim: &Claim,
-) -> Result<(), ferry_dataplane::lifecycle::LifecycleError> {
-    let _ = (ownership, host, claim);
-    disk.await_activation(Box::new(|| false))
+) -> Result<(), LifecycleError> {
+    arm(target, host, claim, None)
 }
+
+fn arm(
+    target: &PreparedTarget,
+    host: &Arc<dyn DestinationHost>,
+    claim: &Claim,
+    voice: Option<Arc<session::Voice>>,
+) -> Result<(), LifecycleError> {
+    let (ownership, host, claim) = (target.ownership.clone(), host.clone(), claim.clone());
+    target.disk.await_activation(Box::new(move || {
+        let (migration, epoch) = (claim.migration, claim.epoch);
+        match ownership.apply(Event::Activate { migration, epoch }) {
+            Ok(_) => {
+                host.activated(&claim);
+                if let Some(voice) = voice {
+                    voice.notice_activation();
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%claim, %error, "the disk's rings stay unserved");
+                false
+            }
+        }
+    }))
+}
+
+/// Accepts connections and serves each on a thread, a bounded number at once.
+pub struct Server {
+    address: SocketAddr,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens at `address` (`host:port`).
+    pub fn start(address: &str, host: Arc<dyn DestinationHost>) -> io::Result<Server> {
+        let listener = transport::listen(address)?;
+        let address = listener.local_addr()?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
+        let thread = std::thread::Builder::new()
+            .name("ferry-listener".to_owned())
+            .spawn(move || accept_all(&listener, &host, &stop))?;
+        Ok(Server {
+            address,
+            stopping,
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    /// Stops accepting. Conversations under way end by themselves.
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release);
+        // Wakes `accept`.
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept_all(listener: &TcpListener, host: &Arc<dyn DestinationHost>, stop: &AtomicBool) {
+    // One clone for each running conversation, besides this one.
+    let places = Arc::new(());
+    for stream in listener.incoming() {
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if Arc::strong_count(&places) > CONNECTIONS_MAX {
+            tracing::warn!("too many migration connections; one is turned away");
+            continue;
+        }
+        let (place, host) = (places.clone(), host.clone());
+        let spawned = std::thread::Builder::new()
+            .name("ferry-incoming".to_owned())
+            .spawn(move || {
+                serve_connection(stream, &host);
+                drop(place);
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "cannot serve a migration connection");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

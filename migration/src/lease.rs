@@ -6,6 +6,7 @@
 //! user of [`RecordStore`] must be safe with both.
 
 pub mod ownership;
+mod restart;
 mod v1;
 
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +21,7 @@ use crate::envelope::ENVELOPE_BYTES_MAX;
 use crate::ids::DaemonId;
 use crate::phase::{Phase, State};
 pub use ownership::Ownership;
+pub use restart::Restart;
 
 /// A record is small; a file beyond this is not one.
 const RECORD_BYTES_MAX: u64 = 4 * ENVELOPE_BYTES_MAX as u64;

@@ -1,15 +1,37 @@
 //! The sending end.
+//!
+//! One thread conducts: preflight, tap, copy, in sync, release, and then it waits to learn who owns
+//! the disk. Two more carry the mirror's connection. Callers talk to them through [`SourceHandle`].
+//!
+//! - Until `released` is durable, every way out detaches the tap and the disk is served here.
+//! - `released` is made durable before the grant is sent, and only when the destination has flushed
+//!   everything the guest wrote.
+//! - From then on the disk is served here again only after the destination has said, durably, that
+//!   it does not own it, and after that is recorded here.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod copy;
+mod link;
+mod resolve;
+mod run;
+mod shared;
 
-use ferry_dataplane::lifecycle::DiskLifecycle;
+use std::net::Shutdown;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ferry_dataplane::lifecycle::{DiskLifecycle, RestartHook};
 use serde::Serialize;
 
-use crate::ids::{DiskId, MigrationId};
+use crate::ids::{Claim, DiskId, MigrationId};
 use crate::lease::Ownership;
+use crate::phase::Phase;
 use crate::report::HandoverReport;
-use crate::schema::blk_v1::BlkV1;
+use crate::schema::{self, blk_v1::BlkV1};
+use crate::sync::lock;
+use resolve::Resolver;
+use shared::{Live, Shared};
 
 /// What to move and where.
 #[derive(Clone)]
@@ -102,49 +124,307 @@ pub enum SourceError {
     InDoubt(String),
 }
 
-/// A running migration. Dropping it cancels what can be cancelled and joins every thread.
-pub struct SourceHandle {}
+/// Why the work before the release ends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Stop {
+    #[error("{0}")]
+    Lost(String),
+    #[error("cancelled")]
+    Cancelled,
+    #[error("not in time")]
+    Late,
+}
+
+impl Stop {
+    /// A reason to stop, if there is one by now.
+    fn of(live: &Live) -> Option<Stop> {
+        match &live.lost {
+            _ if live.cancel => Some(Stop::Cancelled),
+            Some(why) => Some(Stop::Lost(why.clone())),
+            None => None,
+        }
+    }
+}
+
+/// Says that a migration is over, even when its thread panics.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.tell(|live| {
+            live.ended = true;
+            live.stream = None;
+        });
+    }
+}
+
+/// A running migration. Dropping it cancels what can be cancelled and joins every thread; a disk
+/// that is given up stays given up, and its record says to whom.
+pub struct SourceHandle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
 
 /// Starts moving a disk. Returns at once; see [`SourceHandle::wait_in_sync`].
 pub fn start(params: SourceParams) -> Result<SourceHandle, SourceError> {
-    drop(params);
-    Err(SourceError::Refused("not yet".into()))
+    let epoch = run::serving_epoch(&params)?;
+    let epoch = epoch
+        .checked_add(1)
+        .ok_or_else(|| refused("the disk's epochs have run out"))?;
+    if schema::geometry(&params.shape) != params.disk.geometry() {
+        return Err(refused(
+            "the shape given is not the disk's; this is a defect of the daemon",
+        ));
+    }
+    let claim = Claim {
+        migration: params.migration,
+        disk: params.disk_id.clone(),
+        epoch,
+    };
+    let shared = Shared::new(params.disk.clone(), SourcePhase::Connecting);
+    let conductor = run::Conductor {
+        params,
+        shared: shared.clone(),
+        claim,
+    };
+    spawn(shared, move || conductor.run())
 }
 
 /// For a daemon that starts and finds `released` or `handed` in a record: keeps the disk out of
-/// service and finds out who owns it.
+/// service and finds out who owns it. Call it before the disk's rings can start.
 pub fn resolve(
-    disk: Arc<dyn DiskLifecycle>,
+    disk: &Arc<dyn DiskLifecycle>,
     ownership: Arc<Ownership>,
     disk_id: DiskId,
 ) -> Result<SourceHandle, SourceError> {
-    drop((disk, ownership, disk_id));
-    Err(SourceError::Refused("not yet".into()))
+    let record = ownership.record();
+    let (Phase::Released { migration, epoch } | Phase::Handed { migration, epoch }) =
+        record.state.phase
+    else {
+        return Err(refused("the disk's record knows of no release to resolve"));
+    };
+    let peer = record
+        .peer
+        .ok_or_else(|| refused("the disk's record does not name the peer"))?;
+    let claim = Claim {
+        migration,
+        disk: disk_id,
+        epoch,
+    };
+    let shared = Shared::new(disk.clone(), SourcePhase::InDoubt);
+    disk.quiesce(restart_hook(&shared, &claim))
+        .map_err(|error| refused(&error.to_string()))?;
+    shared.lose("the daemon was restarted");
+    let worker = shared.clone();
+    spawn(shared, move || {
+        let ended = Ended(worker.clone());
+        let resolver = Resolver {
+            shared: &worker,
+            ownership: &ownership,
+            claim: &claim,
+            peer: &peer,
+        };
+        let phase = resolver.run(
+            HandoverReport {
+                epoch,
+                ..HandoverReport::default()
+            },
+            None,
+        );
+        worker.enter(phase);
+        drop(ended);
+    })
+}
+
+fn spawn(
+    shared: Arc<Shared>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<SourceHandle, SourceError> {
+    let thread = std::thread::Builder::new()
+        .name("ferry-migration".to_owned())
+        .spawn(work)
+        .map_err(|error| refused(&format!("cannot start a thread: {error}")))?;
+    Ok(SourceHandle {
+        shared,
+        thread: Mutex::new(Some(thread)),
+    })
+}
+
+/// For [`DiskLifecycle::quiesce`]: the VMM wants its disk back.
+fn restart_hook(shared: &Arc<Shared>, claim: &Claim) -> RestartHook {
+    let (shared, claim) = (Arc::downgrade(shared), claim.clone());
+    Box::new(move || match shared.upgrade() {
+        Some(shared) => shared.tell(|live| {
+            live.restarted = true;
+            if live.phase == SourcePhase::Moved {
+                resolve::rings_unserved(&claim);
+            }
+        }),
+        None => tracing::error!(%claim,
+            "the rings of a disk that was given up were started; nobody asks for it back, restart \
+             the daemon"),
+    })
+}
+
+fn refused(why: &str) -> SourceError {
+    SourceError::Refused(why.to_owned())
 }
 
 impl SourceHandle {
     /// Where it stands.
     pub fn status(&self) -> SourceStatus {
-        unreachable!()
+        let (done, complete) = {
+            let plan = self.shared.plan();
+            (plan.bytes_done(), plan.complete())
+        };
+        let live = self.shared.live();
+        let seconds = self.shared.began.elapsed().as_secs_f64().max(0.001);
+        let total = self.shared.bytes_total;
+        let rate = rate(done, seconds);
+        let eta_seconds = match live.phase {
+            SourcePhase::Copying if rate > 0 => Some((total - done.min(total)) / rate),
+            _ => None,
+        };
+        SourceStatus {
+            phase: live.phase,
+            bytes_done: done,
+            bytes_total: total,
+            bytes_sent: self.shared.bytes_sent.load(Ordering::Relaxed),
+            bytes_per_second: rate,
+            eta_seconds,
+            in_sync: live.phase == SourcePhase::InSync && complete,
+            reason: live.reason.clone(),
+        }
     }
 
     /// Waits until both sides have every byte.
     pub fn wait_in_sync(&self, timeout: Duration) -> Result<(), SourceError> {
-        Err(SourceError::TimedOut(timeout))
+        let until = Instant::now() + timeout;
+        self.shared
+            .wait(Some(until), |live| match live.phase {
+                SourcePhase::InSync => Some(Ok(())),
+                SourcePhase::Connecting | SourcePhase::Copying if !live.ended => None,
+                _ => Some(Err(over(live))),
+            })
+            .unwrap_or(Err(SourceError::TimedOut(timeout)))
     }
 
     /// Ends it before the release; returns when the tap is detached and the threads are joined.
     pub fn cancel(&self) -> Result<(), SourceError> {
-        Ok(())
+        self.shared.tell(|live| {
+            if before_release(live.phase) {
+                live.cancel = true;
+                cut(live);
+            }
+        });
+        let answer = self.shared.wait(None, |live| match live.phase {
+            phase if before_release(phase) && !live.ended => None,
+            SourcePhase::Cancelled | SourcePhase::Failed => live.ended.then_some(Ok(())),
+            _ => Some(Err(over(live))),
+        });
+        if let Some(Ok(())) = answer {
+            self.join();
+        }
+        answer.unwrap_or(Err(SourceError::TimedOut(Duration::ZERO)))
     }
 
-    /// Hands the disk over. Its rings must be stopped.
+    /// Hands the disk over. Its rings must be stopped. An error says who serves the disk now.
     pub fn release(&self, timeout: Duration) -> Result<HandoverReport, SourceError> {
-        Err(SourceError::TimedOut(timeout))
+        {
+            let mut live = self.shared.live();
+            match live.phase {
+                SourcePhase::InSync if live.release.is_none() && !live.ended => {}
+                SourcePhase::Connecting | SourcePhase::Copying => {
+                    return Err(refused("the copy is not in sync yet; wait for it"));
+                }
+                SourcePhase::InSync | SourcePhase::Releasing => {
+                    return Err(refused("a release is running already"));
+                }
+                _ => return Err(over(&live)),
+            }
+            live.release = Some(Instant::now() + timeout);
+            live.release_result = None;
+        }
+        self.shared.tell(|_| ());
+        self.shared
+            .wait(None, |live| {
+                let answered = live.release_result.take();
+                answered.or_else(|| live.ended.then(|| Err(over(live))))
+            })
+            .unwrap_or(Err(SourceError::TimedOut(timeout)))
     }
 
     /// Waits until it is over: moved, returned, cancelled or failed.
     pub fn wait_end(&self, timeout: Duration) -> Result<SourceStatus, SourceError> {
-        Err(SourceError::TimedOut(timeout))
+        let until = Instant::now() + timeout;
+        let ended = self
+            .shared
+            .wait(Some(until), |live| live.ended.then_some(()));
+        ended
+            .map(|()| self.status())
+            .ok_or(SourceError::TimedOut(timeout))
+    }
+
+    fn join(&self) {
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
     }
 }
+
+impl Drop for SourceHandle {
+    fn drop(&mut self) {
+        self.shared.tell(|live| {
+            live.detach = true;
+            if before_release(live.phase) {
+                live.cancel = true;
+                cut(live);
+            }
+        });
+        self.join();
+    }
+}
+
+/// Frees a thread that waits for the destination's consent. A running mirror is not cut: it says
+/// goodbye.
+fn cut(live: &Live) {
+    if let (SourcePhase::Connecting, Some(stream)) = (live.phase, &live.stream) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn before_release(phase: SourcePhase) -> bool {
+    use SourcePhase::{Connecting, Copying, InSync, Releasing};
+    matches!(phase, Connecting | Copying | InSync | Releasing)
+}
+
+/// What a caller is told who asks something of a migration that is past it.
+fn over(live: &Live) -> SourceError {
+    let reason = || {
+        live.reason
+            .clone()
+            .unwrap_or_else(|| "no reason is known".to_owned())
+    };
+    match live.phase {
+        SourcePhase::Cancelled => SourceError::Cancelled,
+        SourcePhase::InDoubt | SourcePhase::Detached => SourceError::InDoubt(reason()),
+        SourcePhase::Granted | SourcePhase::Moved => {
+            refused("the destination owns the disk already; move it back by a new migration")
+        }
+        SourcePhase::Failed | SourcePhase::Returned => SourceError::Failed(reason()),
+        _ => SourceError::Failed("its thread ended early; this is a defect".to_owned()),
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss
+)]
+fn rate(bytes: u64, seconds: f64) -> u64 {
+    (bytes as f64 / seconds) as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -102,7 +102,7 @@ impl Ownership {
     /// Source: gives the disk up to `peer`.
     pub fn release(&self, migration: MigrationId, peer: Peer) -> Result<Applied, OwnershipError> {
         self.apply_with(Event::Release { migration }, |record| {
-            record.peer = Some(peer)
+            record.peer = Some(peer);
         })
     }
 

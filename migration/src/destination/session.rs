@@ -1,0 +1,434 @@
+//! One mirror's receiving end, from `Hello` to the end of its connection.
+
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use ferry_dataplane::buffer::AlignedBuf;
+
+use super::{DestinationHost, PreparedTarget, answer_hand_back, arm};
+use crate::codec::{
+    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Returned, Tag, Zero,
+    cut, data_intact, read_frame, refused, write_message,
+};
+use crate::ids::Claim;
+use crate::lease::Peer;
+use crate::lease::ownership::{Applied, OwnershipError};
+use crate::negotiate::{Hello, Ready, check_hello, check_target};
+use crate::phase::{Event, Phase};
+use crate::schema::BlkState;
+use crate::sync::lock;
+use crate::transport::{FRAME_PATIENCE, HEARTBEAT, Paced};
+
+/// The half of the connection that speaks: the session answers, and a thread of its own says that
+/// this side lives, so that a slow disk is not taken for a dead link.
+pub(super) struct Voice {
+    stream: Mutex<TcpStream>,
+    activated: AtomicBool,
+    over: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Voice {
+    fn new(stream: TcpStream) -> Arc<Voice> {
+        Arc::new(Voice {
+            stream: Mutex::new(stream),
+            activated: AtomicBool::new(false),
+            over: Mutex::new(false),
+            wake: Condvar::new(),
+        })
+    }
+
+    fn say(&self, message: &Message) -> Result<(), CodecError> {
+        write_message(&mut *lock(&self.stream), message)
+    }
+
+    /// Has the notice sent by the heartbeat's thread. Never blocks on the network.
+    pub fn notice_activation(&self) {
+        self.activated.store(true, Ordering::Release);
+        let _over = lock(&self.over);
+        self.wake.notify_all();
+    }
+
+    fn end(&self) {
+        *lock(&self.over) = true;
+        self.wake.notify_all();
+    }
+
+    /// Speaks every second until the session is over.
+    fn beat(&self, activated: &Answer) {
+        let mut told = false;
+        let mut last = Instant::now();
+        loop {
+            {
+                let over = lock(&self.over);
+                let news = self.activated.load(Ordering::Acquire) && !told;
+                let left = HEARTBEAT.saturating_sub(last.elapsed());
+                if !*over && !news && !left.is_zero() {
+                    drop(
+                        self.wake
+                            .wait_timeout(over, left)
+                            .unwrap_or_else(PoisonError::into_inner),
+                    );
+                    continue;
+                }
+                if *over {
+                    return;
+                }
+            }
+            let news = self.activated.load(Ordering::Acquire) && !told;
+            let message = if news {
+                Message::Activated(activated.clone())
+            } else {
+                Message::Ping
+            };
+            if self.say(&message).is_err() {
+                let _ = lock(&self.stream).shutdown(Shutdown::Both);
+                return;
+            }
+            told |= news;
+            last = Instant::now();
+        }
+    }
+}
+
+/// Receives one disk.
+pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &Hello) {
+    let target = match prepare(host, hello) {
+        Ok(target) => target,
+        Err(reason) => {
+            tracing::warn!(claim = %hello.claim, reason, "an incoming disk is refused");
+            let _ = write_message(&mut stream, &refused(reason));
+            return;
+        }
+    };
+    let Ok(copy) = stream.try_clone() else {
+        give_up(
+            host,
+            &target,
+            &hello.claim,
+            "the connection cannot be shared between threads",
+        );
+        return;
+    };
+    let voice = Voice::new(copy);
+    let answer = Answer {
+        claim: hello.claim.clone(),
+        daemon: target.ownership.daemon(),
+    };
+    let beating = {
+        let (voice, answer) = (voice.clone(), answer.clone());
+        std::thread::Builder::new()
+            .name("ferry-mirror-beat".to_owned())
+            .spawn(move || voice.beat(&answer))
+    };
+    let mut session = Session {
+        host,
+        target: &target,
+        hello,
+        voice: &voice,
+        answer,
+        buffer: AlignedBuf::new(DATA_BYTES_MAX),
+        granted: false,
+    };
+    let why = match &beating {
+        Ok(_) => session.run(&stream),
+        Err(error) => format!("cannot start a thread: {error}"),
+    };
+    if !session.granted {
+        tracing::warn!(claim = %hello.claim, why, "an incoming disk is discarded");
+        give_up(host, &target, &hello.claim, &why);
+        let _ = voice.say(&refused(why));
+    }
+    voice.end();
+    let _ = stream.shutdown(Shutdown::Both);
+    if let Ok(beating) = beating {
+        let _ = beating.join();
+    }
+}
+
+/// Makes room and makes `incoming` durable; after this a copy is there to be discarded.
+fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTarget, String> {
+    check_hello(hello)?;
+    let claim = &hello.claim;
+    // Before the host makes an image: a record that cannot take the disk says so without one.
+    if let Some(known) = host.ownership(&claim.disk) {
+        let (migration, epoch) = (claim.migration, claim.epoch);
+        let event = Event::Accept { migration, epoch };
+        crate::phase::next(&known.state(), event).map_err(|refusal| refusal.to_string())?;
+        if matches!(known.phase(), Phase::Incoming { .. }) {
+            return Err(format!("{claim} is being received already"));
+        }
+    }
+    let target = host.prepare(hello)?;
+    // No address: only the source asks.
+    let peer = Peer {
+        address: String::new(),
+        daemon: hello.daemon,
+    };
+    let accepted = check_target(hello, target.image.geometry()).and_then(|()| {
+        match target
+            .ownership
+            .accept(claim.migration, claim.epoch, hello.disk_uuid, peer)
+        {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Repeated) => Err(format!("{claim} is being received already")),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    match accepted {
+        Ok(()) => Ok(target),
+        Err(reason) => {
+            host.discard(claim, &reason);
+            Err(reason)
+        }
+    }
+}
+
+/// The tombstone first, then the copy.
+fn give_up(host: &Arc<dyn DestinationHost>, target: &PreparedTarget, claim: &Claim, why: &str) {
+    match target.ownership.apply(Event::Discard {
+        migration: claim.migration,
+    }) {
+        Ok(Applied::Changed) => host.discard(claim, why),
+        // Whoever changed it discards it.
+        Ok(Applied::Repeated) => {}
+        Err(OwnershipError::Refused(refusal)) => {
+            tracing::info!(%claim, %refusal, "the copy is kept");
+        }
+        Err(error) => tracing::error!(%claim, %error, "the copy cannot be given up durably"),
+    }
+}
+
+struct Session<'a> {
+    host: &'a Arc<dyn DestinationHost>,
+    target: &'a PreparedTarget,
+    hello: &'a Hello,
+    voice: &'a Arc<Voice>,
+    answer: Answer,
+    buffer: AlignedBuf,
+    granted: bool,
+}
+
+impl Session<'_> {
+    /// Applies frames in their order until the connection ends, and says why it did.
+    fn run(&mut self, stream: &TcpStream) -> String {
+        let ready = Message::Ready(Ready {
+            daemon: self.answer.daemon,
+        });
+        if let Err(error) = self.voice.say(&ready) {
+            return error.to_string();
+        }
+        let mut paced = Paced::new(std::io::BufReader::with_capacity(64 * 1024, stream));
+        loop {
+            paced.begin_frame(FRAME_PATIENCE);
+            let frame = match read_frame(&mut paced) {
+                Ok(frame) => frame,
+                Err(error) => return error.to_string(),
+            };
+            match self.hear(frame, &mut paced) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(why)) | Err(why) => return why,
+            }
+        }
+    }
+
+    fn hear(&mut self, frame: Frame, from: &mut impl Read) -> Result<ControlFlow<String>, String> {
+        match frame.message {
+            Message::Ping => {}
+            Message::Data(data) => self.data(&data, frame.data_bytes, from)?,
+            Message::Zero(zero) => self.zero(&zero)?,
+            Message::Flush(tag) => {
+                self.receiving()?;
+                self.flush()?;
+                self.acknowledge(Tag::Flush(tag))?;
+            }
+            Message::Grant(grant) => return self.grant(grant),
+            Message::HandBack(ask) => {
+                let answer = answer_hand_back(self.host, &ask);
+                self.voice.say(&answer).map_err(|error| error.to_string())?;
+            }
+            Message::Abort(abort) if abort.claim == self.hello.claim => {
+                return Ok(ControlFlow::Break(
+                    "the source aborted the migration".into(),
+                ));
+            }
+            _ => return Err("the source broke the protocol: a message out of place".into()),
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Refuses bytes for a copy that is not being received any more: a hand-back may have voided
+    /// it on another connection, and after the grant it is the disk.
+    fn receiving(&self) -> Result<(), String> {
+        match self.target.ownership.phase() {
+            Phase::Incoming { migration, .. } if migration == self.hello.claim.migration => Ok(()),
+            phase => Err(format!(
+                "the disk is {} here and takes no copy",
+                phase.name()
+            )),
+        }
+    }
+
+    fn data(&mut self, data: &Data, len: usize, from: &mut impl Read) -> Result<(), String> {
+        self.receiving()?;
+        self.check_range(data.offset_bytes, len as u64)?;
+        from.read_exact(&mut self.buffer[..len])
+            .map_err(|error| error.to_string())?;
+        if !data_intact(&self.buffer[..len], &data.crcs) {
+            return Err(format!(
+                "data for byte {} arrived damaged (its checksum is wrong); check the network \
+                 and the memory of both hosts, then migrate again",
+                data.offset_bytes
+            ));
+        }
+        self.target
+            .image
+            .write_at(data.offset_bytes, &self.buffer, len)
+            .map_err(|error| self.disk_failed("write", data.offset_bytes, &error))?;
+        self.acknowledge(data.tag)
+    }
+
+    fn zero(&mut self, zero: &Zero) -> Result<(), String> {
+        self.receiving()?;
+        self.check_range(zero.offset_bytes, zero.len_bytes)?;
+        self.target
+            .image
+            .zero(zero.offset_bytes..zero.offset_bytes + zero.len_bytes)
+            .map_err(|error| self.disk_failed("zero", zero.offset_bytes, &error))?;
+        self.acknowledge(zero.tag)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<(), String> {
+        let block = u64::from(self.hello.shape.block_bytes);
+        let end = offset.checked_add(len);
+        let inside = end.is_some_and(|end| end <= self.hello.shape.capacity_bytes);
+        if inside && len > 0 && offset.is_multiple_of(block) && len.is_multiple_of(block) {
+            return Ok(());
+        }
+        Err(format!(
+            "the source broke the protocol: {len} bytes at {offset} are not on the disk"
+        ))
+    }
+
+    fn flush(&self) -> Result<(), String> {
+        self.target
+            .image
+            .flush()
+            .map_err(|error| self.disk_failed("flush", 0, &error))
+    }
+
+    fn disk_failed(&self, doing: &str, offset: u64, error: &std::io::Error) -> String {
+        format!(
+            "cannot {doing} {} at byte {offset}: {error}",
+            self.target.image.path().display()
+        )
+    }
+
+    fn acknowledge(&self, tag: Tag) -> Result<(), String> {
+        self.voice
+            .say(&Message::Ack(tag))
+            .map_err(|error| error.to_string())
+    }
+
+    /// The disk changes hands. Each step is durable before the next; see the module's head.
+    fn grant(&mut self, grant: Grant) -> Result<ControlFlow<String>, String> {
+        if grant.claim != self.hello.claim {
+            return Err("the source broke the protocol: it grants another disk".into());
+        }
+        let outcome = match self.target.ownership.phase() {
+            Phase::Incoming { .. } => self.take(grant.device_state),
+            // A repetition, or one that lost against a hand-back: the record has the answer.
+            _ => Ok(()),
+        };
+        if let Err(why) = &outcome {
+            give_up(self.host, self.target, &self.hello.claim, why);
+        }
+        let (migration, epoch) = (self.hello.claim.migration, self.hello.claim.epoch);
+        let state = self.target.ownership.state();
+        let message = match state.phase {
+            Phase::Granted {
+                migration: m,
+                epoch: e,
+            } if m == migration && e == epoch => {
+                self.granted = true;
+                Message::Granted(self.answer.clone())
+            }
+            Phase::Serving { through, epoch: e } if through == Some(migration) && e == epoch => {
+                self.granted = true;
+                Message::Granted(self.answer.clone())
+            }
+            _ if state.refuses(migration, epoch) => Message::Returned(Returned {
+                claim: self.hello.claim.clone(),
+                daemon: self.answer.daemon,
+                reason: cut(outcome
+                    .err()
+                    .unwrap_or_else(|| "it was handed back before".into())),
+            }),
+            // Not durably anything: no answer is true, the source has to ask again.
+            _ => return Err("the outcome of the grant cannot be recorded".into()),
+        };
+        self.voice
+            .say(&message)
+            .map_err(|error| error.to_string())?;
+        match message {
+            Message::Granted(_) => Ok(ControlFlow::Continue(())),
+            _ => Ok(ControlFlow::Break("the grant was not taken".into())),
+        }
+    }
+
+    fn take(&mut self, device_state: Vec<u8>) -> Result<(), String> {
+        let claim = &self.hello.claim;
+        self.flush()?;
+        let state = BlkState::decode(&device_state).map_err(|error| error.to_string())?;
+        if crate::schema::geometry(&state.blk) != crate::schema::geometry(&self.hello.shape) {
+            return Err("the device's shape changed since the migration began".into());
+        }
+        self.host.install(claim, &device_state)?;
+        self.target
+            .ownership
+            .grant(claim.migration, claim.epoch, device_state)
+            .map_err(|error| error.to_string())?;
+        // The rings may start the moment this returns; the hook finds `granted`.
+        let armed = arm(self.target, self.host, claim, Some(self.voice.clone()));
+        armed.map_err(|error| {
+            // Granted, but it cannot serve: the same as a hand-back.
+            let (migration, epoch) = (claim.migration, claim.epoch);
+            match self
+                .target
+                .ownership
+                .apply(Event::HandBack { migration, epoch })
+            {
+                Ok(_) => self.host.discard(claim, "the device cannot take it"),
+                Err(error) => tracing::error!(%claim, %error, "a failed grant is not taken back"),
+            }
+            error.to_string()
+        })
+    }
+}
+
+/// What a fresh connection's abort does: only a copy that was not granted is thrown away.
+pub(super) fn abort(host: &Arc<dyn DestinationHost>, abort: &codec::Abort) -> Message {
+    let claim = &abort.claim;
+    let Some(ownership) = host.ownership(&claim.disk) else {
+        return refused(format!("disk {} is not known here", claim.disk));
+    };
+    match ownership.apply(Event::Discard {
+        migration: claim.migration,
+    }) {
+        Ok(applied) => {
+            if applied == Applied::Changed {
+                host.discard(claim, "the source aborted the migration");
+            }
+            Message::Returned(Returned {
+                claim: claim.clone(),
+                daemon: ownership.daemon(),
+                reason: "aborted".to_owned(),
+            })
+        }
+        Err(error) => refused(error.to_string()),
+    }
+}

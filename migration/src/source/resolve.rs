@@ -1,0 +1,245 @@
+//! After the release: who owns the disk?
+//!
+//! The grant may be answered on the mirror's own connection. If that is lost, or the VMM here
+//! starts the rings again, the destination is asked on connections of their own, every second,
+//! until it answers. Nothing but its answer brings the disk back, because nothing else proves that
+//! it does not serve.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::run::micros;
+use super::shared::{Live, Shared, Verdict};
+use super::{SourceError, SourcePhase};
+use crate::codec::{HandBack, Message};
+use crate::ids::Claim;
+use crate::lease::ownership::OwnershipError;
+use crate::lease::{Ownership, Peer};
+use crate::phase::Event;
+use crate::report::HandoverReport;
+use crate::transport;
+
+/// How often the destination is asked while it matters.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is asked whether it serves by now, when it is known to own the disk.
+const IDLE_ASK_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) struct Resolver<'a> {
+    pub shared: &'a Arc<Shared>,
+    pub ownership: &'a Ownership,
+    pub claim: &'a Claim,
+    pub peer: &'a Peer,
+}
+
+/// What is known when the resolver wakes.
+struct News {
+    verdict: Option<Verdict>,
+    /// Whether to ask, and to have the disk back though it was granted.
+    ask: Option<bool>,
+    detach: bool,
+}
+
+impl Resolver<'_> {
+    /// Runs until the disk is moved or back here, or the daemon lets go.
+    pub fn run(&self, mut report: HandoverReport, mut deadline: Option<Instant>) -> SourcePhase {
+        let began = Instant::now();
+        let mut acknowledged = false;
+        let mut ask_at = Instant::now();
+        loop {
+            let news = self.news(ask_at, deadline);
+            if news.detach {
+                return SourcePhase::Detached;
+            }
+            let mut verdict = news.verdict;
+            if let Some(though_granted) = news.ask {
+                verdict = self.ask(though_granted);
+                let idle = acknowledged && !though_granted;
+                ask_at = Instant::now() + if idle { IDLE_ASK_EVERY } else { ASK_EVERY };
+            }
+            match verdict {
+                Some(Verdict::Granted) => {
+                    self.note(Event::Acknowledged {
+                        migration: self.claim.migration,
+                        epoch: self.claim.epoch,
+                    });
+                    acknowledged = true;
+                    deadline = None;
+                    report.grant_round_trip_us = micros(began.elapsed());
+                    self.answer(SourcePhase::Granted, None, Ok(self.finish(&report)));
+                }
+                Some(Verdict::Activated) => {
+                    self.note(Event::ActivatedThere {
+                        migration: self.claim.migration,
+                        epoch: self.claim.epoch,
+                    });
+                    self.moved(acknowledged, began, report);
+                    return SourcePhase::Moved;
+                }
+                Some(Verdict::Returned(why)) => {
+                    let Some(phase) = self.returned(&why) else {
+                        continue;
+                    };
+                    return phase;
+                }
+                None => {}
+            }
+            if deadline.is_some_and(|at| Instant::now() >= at) {
+                deadline = None;
+                self.doubt();
+            }
+        }
+    }
+
+    /// Waits for something to do: an answer on the mirror's connection, a moment to ask, the
+    /// deadline, or the order to stop. While the connection stands and the rings do not, there is
+    /// nothing to ask.
+    fn news(&self, ask_at: Instant, deadline: Option<Instant>) -> News {
+        let look = |live: &mut Live| {
+            let asking = live.restarted || live.lost.is_some();
+            let verdict = live.verdict.take();
+            let now = Instant::now();
+            let due = asking && now >= ask_at;
+            let late = deadline.is_some_and(|at| now >= at);
+            let ask = (verdict.is_none() && due).then_some(live.restarted);
+            (verdict.is_some() || due || late || live.detach).then_some(News {
+                verdict,
+                ask,
+                detach: live.detach,
+            })
+        };
+        loop {
+            // A loss or a restart wakes the wait at once; only `ask_at` has to be slept towards.
+            let tick = Instant::now() + Duration::from_millis(50);
+            let until = ask_at.max(tick).min(deadline.unwrap_or(ask_at).max(tick));
+            if let Some(news) = self.shared.wait(Some(until), look) {
+                return news;
+            }
+        }
+    }
+
+    /// Asks on a connection of its own.
+    fn ask(&self, though_granted: bool) -> Option<Verdict> {
+        let question = Message::HandBack(HandBack {
+            claim: self.claim.clone(),
+            though_granted,
+        });
+        let heard = match transport::ask(&self.peer.address, &question) {
+            Ok(Message::Granted(a)) => (a.claim, a.daemon, Verdict::Granted),
+            Ok(Message::Activated(a)) => (a.claim, a.daemon, Verdict::Activated),
+            Ok(Message::Returned(a)) => (a.claim, a.daemon, Verdict::Returned(a.reason)),
+            Ok(Message::Refused(refused)) => return self.no_answer(&refused.reason),
+            Ok(_) => return self.no_answer("it answered something else"),
+            Err(error) => return self.no_answer(&error.to_string()),
+        };
+        let (claim, daemon, verdict) = heard;
+        if claim != *self.claim {
+            return self.no_answer("it answered for another disk");
+        }
+        if daemon != self.peer.daemon {
+            return self.no_answer("another daemon answers at its address");
+        }
+        Some(verdict)
+    }
+
+    fn no_answer(&self, why: &str) -> Option<Verdict> {
+        tracing::warn!(claim = %self.claim, peer = %self.peer.address, why,
+            "the destination does not say who owns the disk");
+        self.shared.live().reason = Some(format!("waiting for the destination: {why}"));
+        None
+    }
+
+    /// What only repeats the destination's own record may fail here; it is asked again at a restart.
+    fn note(&self, event: Event) {
+        if let Err(error) = self.ownership.apply(event) {
+            tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
+        }
+    }
+
+    fn moved(&self, acknowledged: bool, began: Instant, mut report: HandoverReport) {
+        let restarted = self.shared.live().restarted;
+        if restarted {
+            rings_unserved(self.claim);
+        }
+        if !acknowledged {
+            report.grant_round_trip_us = micros(began.elapsed());
+        }
+        let reason = restarted.then(|| "the destination serves the disk".to_owned());
+        self.answer(SourcePhase::Moved, reason, Ok(self.finish(&report)));
+    }
+
+    /// The end, when the disk is served here again.
+    fn returned(&self, why: &str) -> Option<SourcePhase> {
+        let event = Event::ReturnedHere {
+            migration: self.claim.migration,
+            epoch: self.claim.epoch,
+        };
+        match self.ownership.apply(event) {
+            Ok(_) => {}
+            Err(error @ OwnershipError::Lease(_)) => {
+                tracing::error!(claim = %self.claim, %error,
+                    "the disk is back but that cannot be recorded, so it is not served; trying on");
+                self.shared.tell(|live| {
+                    live.lost.get_or_insert_with(|| "the disk is back".into());
+                });
+                return None;
+            }
+            Err(error @ OwnershipError::Refused(_)) => {
+                tracing::error!(claim = %self.claim, %error, "the record does not fit a return");
+                return None;
+            }
+        }
+        self.shared.disk.resume();
+        let why = format!("the destination gave the disk back: {why}");
+        self.answer(
+            SourcePhase::Returned,
+            Some(why.clone()),
+            Err(SourceError::Failed(why)),
+        );
+        Some(SourcePhase::Returned)
+    }
+
+    fn doubt(&self) {
+        let why = {
+            let live = self.shared.live();
+            live.lost
+                .clone()
+                .unwrap_or_else(|| "no answer yet".to_owned())
+        };
+        tracing::error!(claim = %self.claim, why, "in doubt: neither side serves the disk");
+        let error = SourceError::InDoubt(why.clone());
+        self.answer(SourcePhase::InDoubt, Some(why), Err(error));
+    }
+
+    fn finish(&self, report: &HandoverReport) -> HandoverReport {
+        let mut report = report.clone();
+        report.total_us = report.total_us.saturating_add(report.grant_round_trip_us);
+        report.bytes_sent = self
+            .shared
+            .bytes_sent
+            .load(std::sync::atomic::Ordering::Relaxed);
+        report
+    }
+
+    /// Answers the release once, whatever comes later.
+    fn answer(
+        &self,
+        phase: SourcePhase,
+        reason: Option<String>,
+        result: Result<HandoverReport, SourceError>,
+    ) {
+        self.shared.tell(|live| {
+            live.phase = phase;
+            live.reason = reason;
+            if live.release.take().is_some() {
+                live.release_result = Some(result);
+            }
+        });
+    }
+}
+
+/// Says why a VM's disk stands still.
+pub(super) fn rings_unserved(claim: &Claim) {
+    tracing::error!(%claim,
+        "the rings of a moved disk were started here; they stay unserved, because the destination \
+         serves the disk: the VM runs there, move it back by a new migration");
+}

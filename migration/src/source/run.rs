@@ -1,0 +1,383 @@
+//! A migration from its first word to its release: a list of phases, each with its undo.
+//!
+//! What undoes a phase is the drop of what the phase made: the tap is detached by [`Tap`], the
+//! threads are joined and the socket closed by [`Link`]. Locals drop in reverse, so on every way
+//! out the tap goes first and the guest waits for nobody.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use ferry_dataplane::lifecycle::{TapEvent, WriteTap};
+
+use super::copy::Copier;
+use super::link::{Control, Link};
+use super::resolve::Resolver;
+use super::shared::Shared;
+use super::{SourceError, SourceParams, SourcePhase, Stop};
+use crate::codec::{self, Message, read_frame, write_message};
+use crate::ids::Claim;
+use crate::lease::Peer;
+use crate::negotiate::{Hello, ImageKind, Ready};
+use crate::phase::Phase;
+use crate::report::HandoverReport;
+use crate::transport::{self, ANSWER_PATIENCE, Paced, SILENCE};
+
+pub(super) struct Conductor {
+    pub params: SourceParams,
+    pub shared: Arc<Shared>,
+    pub claim: Claim,
+}
+
+/// Why a release did not happen.
+enum Halt {
+    /// The disk serves, the mirror stands: it may be asked again.
+    Stay(SourceError),
+    /// The migration is over.
+    End(Stop),
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Halt {
+        Halt::End(stop)
+    }
+}
+
+/// Detaches on drop.
+struct Tap(Arc<Shared>);
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // First, so that a late acknowledgement does not reach the tap of a later migration.
+        self.0.tell(|live| live.tapped = false);
+        self.0.disk.detach_tap();
+    }
+}
+
+impl Conductor {
+    pub fn run(self) {
+        let ended = super::Ended(self.shared.clone());
+        let result = self.carry_out();
+        self.shared.tell(|live| {
+            let (phase, error) = match result {
+                Ok(phase) => (phase, None),
+                Err(_) if live.cancel => (SourcePhase::Cancelled, Some(SourceError::Cancelled)),
+                Err(stop) => (
+                    SourcePhase::Failed,
+                    Some(SourceError::Failed(stop.to_string())),
+                ),
+            };
+            live.phase = phase;
+            if let Some(error) = error {
+                tracing::warn!(claim = %self.claim, %error, "migration ended");
+                live.reason = Some(error.to_string());
+                if live.release.is_some() && live.release_result.is_none() {
+                    live.release_result = Some(Err(error));
+                }
+            }
+        });
+        drop(ended);
+    }
+
+    fn carry_out(&self) -> Result<SourcePhase, Stop> {
+        let (stream, ready) = self.preflight()?;
+        let peer = Peer {
+            address: self.params.peer.clone(),
+            daemon: ready.daemon,
+        };
+        let link = Link::start(&self.shared, stream, self.claim.clone(), ready.daemon)
+            .map_err(|error| Stop::Lost(format!("cannot start the mirror's threads: {error}")))?;
+        let released = self.mirror_and_release(&link, &peer);
+        match released {
+            Ok((report, deadline)) => {
+                let resolver = Resolver {
+                    shared: &self.shared,
+                    ownership: &self.params.ownership,
+                    claim: &self.claim,
+                    peer: &peer,
+                };
+                Ok(resolver.run(report, Some(deadline)))
+            }
+            Err(stop) => {
+                link.order(Control::Say(Box::new(Message::Abort(codec::Abort {
+                    claim: self.claim.clone(),
+                }))));
+                Err(stop)
+            }
+        }
+    }
+
+    fn preflight(&self) -> Result<(TcpStream, Ready), Stop> {
+        let lost = |error: codec::CodecError| {
+            Stop::Lost(format!("no agreement with {}: {error}", self.params.peer))
+        };
+        let mut stream = transport::connect(&self.params.peer)
+            .map_err(|error| Stop::Lost(format!("cannot reach {}: {error}", self.params.peer)))?;
+        let copy = stream.try_clone().ok();
+        self.shared.tell(|live| live.stream = copy);
+        if let Some(stop) = Stop::of(&self.shared.live()) {
+            return Err(stop);
+        }
+        let hello = Hello {
+            claim: self.claim.clone(),
+            disk_uuid: self.params.ownership.disk_uuid(),
+            daemon: self.params.ownership.daemon(),
+            image: ImageKind::Raw,
+            shape: self.params.shape.clone(),
+        };
+        write_message(&mut stream, &Message::Hello(hello)).map_err(lost)?;
+        let _ = stream.set_read_timeout(Some(ANSWER_PATIENCE));
+        let mut paced = Paced::new(&stream);
+        let answer = loop {
+            paced.begin_frame(ANSWER_PATIENCE);
+            match read_frame(&mut paced).map_err(lost)?.message {
+                Message::Ping => {}
+                other => break other,
+            }
+        };
+        let _ = stream.set_read_timeout(Some(SILENCE));
+        match answer {
+            Message::Ready(ready) => Ok((stream, ready)),
+            Message::Refused(refused) => Err(Stop::Lost(format!(
+                "the destination refused: {}",
+                refused.reason
+            ))),
+            _ => Err(Stop::Lost(
+                "the destination answered an offer with something else".into(),
+            )),
+        }
+    }
+
+    fn mirror_and_release(
+        &self,
+        link: &Link,
+        peer: &Peer,
+    ) -> Result<(HandoverReport, Instant), Stop> {
+        let tap = self.attach(link.events.clone())?;
+        let mut copier = Copier::new(&self.shared, link.events.clone());
+        self.shared.enter(SourcePhase::Copying);
+        copier.first_pass()?;
+        copier.settle_dirty()?;
+        copier.wait_applied()?;
+        self.shared.enter(SourcePhase::InSync);
+        let mut tap = Some(tap);
+        loop {
+            copier.deadline = None;
+            copier.settle_dirty()?;
+            let Some(deadline) = self.next_order()? else {
+                continue;
+            };
+            match self.release(link, peer, &mut copier, &mut tap, deadline) {
+                Ok(report) => return Ok((report, deadline)),
+                Err(Halt::End(stop)) => return Err(stop),
+                Err(Halt::Stay(error)) => self.shared.tell(|live| {
+                    live.phase = SourcePhase::InSync;
+                    live.release = None;
+                    live.release_result = Some(Err(error));
+                }),
+            }
+        }
+    }
+
+    fn attach(&self, events: Sender<TapEvent>) -> Result<Tap, Stop> {
+        self.shared.tell(|live| live.tapped = true);
+        let patience_ns = u64::try_from(self.params.patience.as_nanos()).unwrap_or(u64::MAX);
+        self.params
+            .disk
+            .attach_tap(WriteTap {
+                events,
+                patience_ns,
+            })
+            .map_err(|error| Stop::Lost(format!("the disk cannot be mirrored: {error}")))?;
+        Ok(Tap(self.shared.clone()))
+    }
+
+    /// Waits for a release (its deadline), dirt (`None`), or a reason to stop.
+    fn next_order(&self) -> Result<Option<Instant>, Stop> {
+        self.shared
+            .wait(None, |live| {
+                if let Some(stop) = Stop::of(live) {
+                    return Some(Err(stop));
+                }
+                if let Some(deadline) = live.release {
+                    live.phase = SourcePhase::Releasing;
+                    return Some(Ok(Some(deadline)));
+                }
+                (self.shared.plan().dirty_count() > 0).then_some(Ok(None))
+            })
+            .unwrap_or(Ok(None))
+    }
+
+    fn release(
+        &self,
+        link: &Link,
+        peer: &Peer,
+        copier: &mut Copier,
+        tap: &mut Option<Tap>,
+        deadline: Instant,
+    ) -> Result<HandoverReport, Halt> {
+        let disk = &self.params.disk;
+        if disk.rings_running() {
+            return Err(Halt::Stay(rings_run()));
+        }
+        self.shared.tell(|live| live.restarted = false);
+        let mut lap = Lap::start();
+        let mut report = HandoverReport {
+            epoch: self.claim.epoch,
+            ..HandoverReport::default()
+        };
+        disk.quiesce(super::restart_hook(&self.shared, &self.claim))
+            .map_err(|error| Halt::Stay(SourceError::Refused(error.to_string())))?;
+        report.quiesce_us = lap.next();
+        let released = self.hand_over(link, peer, copier, tap, deadline, (&mut lap, &mut report));
+        if let Err(halt) = &released {
+            if matches!(halt, Halt::End(_)) {
+                // No guest write may wait for the destination once it runs again.
+                *tap = None;
+            }
+            disk.resume();
+        }
+        report.total_us = lap.total();
+        released.map(|()| report)
+    }
+
+    /// With the disk out of service. An error means that it was not given up.
+    fn hand_over(
+        &self,
+        link: &Link,
+        peer: &Peer,
+        copier: &mut Copier,
+        tap: &mut Option<Tap>,
+        deadline: Instant,
+        (lap, report): (&mut Lap, &mut HandoverReport),
+    ) -> Result<(), Halt> {
+        copier.deadline = Some(deadline);
+        self.flush_tail(link, copier)?;
+        report.tail_flush_us = lap.next();
+        let device_state = self.params.disk.export().map_err(|error| {
+            Stop::Lost(format!("the device's state cannot be exported: {error}"))
+        })?;
+        report.export_us = lap.next();
+        *tap = None;
+        if link.barrier() != Some(0) || !self.shared.plan().complete() {
+            let why = "the disk changed after it was taken out of service; this is a defect";
+            return Err(Halt::End(Stop::Lost(why.into())));
+        }
+        self.commit()?;
+        if let Err(error) = self
+            .params
+            .ownership
+            .release(self.claim.migration, peer.clone())
+        {
+            // Either record may be on the disk now. Nothing was granted, so both are safe.
+            if let Err(again) = self.params.ownership.store_again() {
+                tracing::error!(claim = %self.claim, error = %again, "ownership record not restored");
+            }
+            return Err(Halt::End(Stop::Lost(error.to_string())));
+        }
+        report.release_durable_us = lap.next();
+        let grant = codec::Grant {
+            claim: self.claim.clone(),
+            device_state,
+        };
+        link.order(Control::Say(Box::new(Message::Grant(grant))));
+        Ok(())
+    }
+
+    /// Everything the guest wrote is at the destination, durably.
+    fn flush_tail(&self, link: &Link, copier: &mut Copier) -> Result<(), Halt> {
+        loop {
+            // A new tag for each: a late answer to a flush of an earlier attempt must not count.
+            let mut tag = 0;
+            self.shared.tell(|live| {
+                live.flush_tag += 1;
+                tag = live.flush_tag;
+            });
+            let caught = copier.settle_dirty().and_then(|()| {
+                link.order(Control::Flush(tag));
+                copier.wait(|live| live.flushed >= tag || live.restarted)
+            });
+            match caught {
+                Err(Stop::Late) => {
+                    return Err(Halt::Stay(SourceError::Refused(
+                        "the destination did not take the last writes in time; the disk is served \
+                         here as before, release it again"
+                            .into(),
+                    )));
+                }
+                other => other?,
+            }
+            if self.shared.live().restarted || self.params.disk.rings_running() {
+                return Err(Halt::Stay(rings_run()));
+            }
+            if self.shared.plan().complete() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The last moment to change one's mind; after it, `cancel` comes too late.
+    fn commit(&self) -> Result<(), Halt> {
+        let mut live = self.shared.live();
+        if let Some(stop) = Stop::of(&live) {
+            return Err(Halt::End(stop));
+        }
+        if live.restarted || self.params.disk.rings_running() {
+            return Err(Halt::End(Stop::Lost(rings_run().to_string())));
+        }
+        live.phase = SourcePhase::InDoubt;
+        Ok(())
+    }
+}
+
+/// What must hold before there is anything to start.
+pub(super) fn serving_epoch(params: &SourceParams) -> Result<u64, SourceError> {
+    let Phase::Serving { epoch, .. } = params.ownership.phase() else {
+        return Err(SourceError::Refused(format!(
+            "disk {} is {} here, only a served disk can be moved",
+            params.disk_id,
+            params.ownership.phase().name()
+        )));
+    };
+    Ok(epoch)
+}
+
+fn rings_run() -> SourceError {
+    SourceError::Refused(
+        "the disk's rings are running; stop the VM first (QEMU stops it before pre-switchover), \
+         then release again"
+            .into(),
+    )
+}
+
+/// A stopwatch.
+struct Lap {
+    began: Instant,
+    last: Instant,
+}
+
+impl Lap {
+    fn start() -> Lap {
+        let now = Instant::now();
+        Lap {
+            began: now,
+            last: now,
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        let now = Instant::now();
+        let lap = now.duration_since(self.last);
+        self.last = now;
+        micros(lap)
+    }
+
+    fn total(&self) -> u64 {
+        micros(self.began.elapsed())
+    }
+}
+
+pub(super) fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
