@@ -4,6 +4,14 @@
 //!   demo and the tests.
 //! - [`stamp`]: a verified load as pure logic: what to do next, and what a
 //!   correct disk may answer.
+//! - [`verify`]: that load on real disks, through any [`verify::Port`].
+//! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
+//!   block device or file.
+
+pub mod blk;
+pub mod device;
+pub mod error;
 pub mod frontend;
 pub mod rng;
 pub mod stamp;
+pub mod verify;

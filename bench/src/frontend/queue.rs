@@ -326,18 +326,23 @@ impl BlkQueue {
     /// Waits until a completion can be popped or the time is over, asleep on
     /// the call eventfd. Says whether there is one.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, QueueError> {
-        if self.has_used() {
+        if self.has_completion() {
             return Ok(true);
         }
         self.want_a_call();
         // Asked first, looked after: the device writes the index, then looks
         // whether it was asked.
         fence(Ordering::SeqCst);
-        if !self.has_used() {
+        if !self.has_completion() {
             self.sleep(timeout)?;
         }
         self.want_no_calls();
-        Ok(self.has_used())
+        Ok(self.has_completion())
+    }
+
+    /// Whether `pop` would return something.
+    pub fn has_completion(&self) -> bool {
+        self.ring.used_index() != self.last_used
     }
 
     /// Requests submitted and not yet popped.
@@ -348,6 +353,11 @@ impl BlkQueue {
     /// Most requests in flight.
     pub fn depth(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Most data segments of a request.
+    pub fn segments_max(&self) -> usize {
+        self.chain_max - 2
     }
 
     /// Whether a request of so many segments can be submitted now.
@@ -363,10 +373,6 @@ impl BlkQueue {
     /// The ring under this queue.
     pub fn ring(&self) -> &SplitRing {
         &self.ring
-    }
-
-    fn has_used(&self) -> bool {
-        self.ring.used_index() != self.last_used
     }
 
     fn next_avail_unpopped(&self) -> u16 {

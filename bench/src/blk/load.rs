@@ -1,0 +1,246 @@
+//! Load without a look at the data.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::report::{Report, Tally};
+use super::{BlkPlan, OVERHEAD, Watcher};
+use crate::error::BenchError;
+use crate::frontend::{
+    BlkQueue, GuestDevice, GuestMemory, Op, PeerWatch, QueueOptions, Segment, Status, Vmm,
+};
+use crate::rng::{Rng, mix};
+
+/// How often a thread that polls looks up from its ring.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
+pub(super) fn measure(
+    plan: &BlkPlan,
+    vmm: &mut Vmm,
+    span_bytes: u64,
+    watcher: &mut dyn Watcher,
+) -> Result<Report, BenchError> {
+    let buffers = u64::from(plan.queues) * u64::from(plan.depth);
+    let per_buffer = u64::from(plan.block_bytes).next_multiple_of(4096);
+    let memory = GuestMemory::new(buffers * per_buffer + OVERHEAD)?;
+    let device = GuestDevice::new(&memory, plan.queues, plan.ring_size(1))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut drivers = Vec::new();
+    for i in 0..plan.queues {
+        drivers.push(Driver::new(
+            plan,
+            vmm,
+            &device,
+            i,
+            span_bytes,
+            stop.clone(),
+        )?);
+    }
+    vmm.start(&device)?;
+    let began = Instant::now();
+    let mut threads = Vec::new();
+    for (i, driver) in drivers.into_iter().enumerate() {
+        let thread = std::thread::Builder::new()
+            .name(format!("load-{i}"))
+            .spawn(move || driver.run())
+            .map_err(|source| BenchError::Host {
+                what: "a thread",
+                source,
+            })?;
+        threads.push(thread);
+    }
+    while began.elapsed() < plan.duration && threads.iter().all(|t| !t.is_finished()) {
+        watcher.at(began.elapsed(), plan.duration);
+        let left = plan.duration.saturating_sub(began.elapsed());
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let elapsed = began.elapsed();
+    let ends: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
+    let mut tally = Tally::new();
+    for end in ends {
+        tally.add(&end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+    }
+    vmm.stop()?;
+    Ok(Report::of_load(plan, elapsed, &tally))
+}
+
+/// One queue's thread.
+struct Driver {
+    queue: BlkQueue,
+    buffers: Vec<Segment>,
+    free: Vec<usize>,
+    /// By the queue's slot: our buffer, and when it was submitted.
+    flights: Vec<(usize, Instant)>,
+    next: Next,
+    stop: Arc<AtomicBool>,
+    watch: PeerWatch,
+    spin: Duration,
+    timeout: Duration,
+    tally: Tally,
+}
+
+impl Driver {
+    fn new(
+        plan: &BlkPlan,
+        vmm: &Vmm,
+        device: &GuestDevice,
+        i: u16,
+        span_bytes: u64,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, BenchError> {
+        let options = QueueOptions {
+            depth: plan.depth,
+            segments_max: 1,
+            indirect: plan.indirect,
+        };
+        let queue = device.blk_queue(usize::from(i), vmm.features(), options)?;
+        let len = plan.block_bytes;
+        let mut buffers = Vec::new();
+        for _ in 0..plan.depth {
+            let addr = device.memory().alloc(u64::from(len), 4096)?;
+            buffers.push(Segment { addr, len });
+        }
+        Ok(Self {
+            queue,
+            free: (0..buffers.len()).collect(),
+            flights: vec![(0, Instant::now()); buffers.len()],
+            buffers,
+            next: Next::new(plan, i, span_bytes),
+            stop,
+            watch: vmm.watch()?,
+            spin: plan.spin,
+            timeout: plan.timeout,
+            tally: Tally::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<Tally, BenchError> {
+        let mut last_seen = Instant::now();
+        loop {
+            let stop = self.stop.load(Ordering::Relaxed);
+            if stop && self.queue.in_flight() == 0 {
+                return Ok(self.tally);
+            }
+            if !stop {
+                self.refill()?;
+            }
+            if self.collect()? > 0 {
+                last_seen = Instant::now();
+            } else {
+                self.idle(last_seen)?;
+            }
+        }
+    }
+
+    fn refill(&mut self) -> Result<(), BenchError> {
+        if self.free.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        while let Some(buffer) = self.free.pop() {
+            let (op, sector) = self.next.draw();
+            let token = self.queue.submit(op, sector, &[self.buffers[buffer]])?;
+            self.flights[token.slot()] = (buffer, now);
+        }
+        self.queue.commit()?;
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<usize, BenchError> {
+        let mut count = 0;
+        let mut now = None;
+        while let Some(done) = self.queue.pop()? {
+            let now = *now.get_or_insert_with(Instant::now);
+            let (buffer, began) = self.flights[done.token.slot()];
+            self.free.push(buffer);
+            self.tally.record(now - began, done.status == Status::Ok);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Polls for a while, then sleeps, looking up now and then.
+    fn idle(&mut self, last_seen: Instant) -> Result<(), BenchError> {
+        let began = Instant::now();
+        let spin = self.spin.min(LOOK_UP);
+        while began.elapsed() < spin {
+            for _ in 0..32 {
+                if self.queue.has_completion() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+        }
+        let polls_only = self.spin >= LOOK_UP;
+        if polls_only || !self.queue.wait(LOOK_UP)? {
+            self.look_up(last_seen)?;
+        }
+        Ok(())
+    }
+
+    fn look_up(&self, last_seen: Instant) -> Result<(), BenchError> {
+        let in_flight = self.queue.in_flight();
+        if in_flight > 0 && self.watch.gone() {
+            return Err(BenchError::Gone { in_flight });
+        }
+        if in_flight > 0 && last_seen.elapsed() > self.timeout {
+            return Err(BenchError::Stuck {
+                after: self.timeout,
+                in_flight,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Draws the next request of a queue.
+struct Next {
+    rng: Rng,
+    random: bool,
+    read_percent: u64,
+    blocks: u64,
+    sectors_per_block: u64,
+    at: u64,
+}
+
+impl Next {
+    fn new(plan: &BlkPlan, queue: u16, span_bytes: u64) -> Self {
+        let blocks = span_bytes / u64::from(plan.block_bytes);
+        Self {
+            rng: Rng::new(mix(plan.seed ^ mix(u64::from(queue)))),
+            random: plan.pattern.random,
+            read_percent: u64::from(plan.pattern.read_percent),
+            blocks,
+            sectors_per_block: u64::from(plan.block_bytes) / 512,
+            // Sequential queues start apart, so they do not chase each other.
+            at: blocks / u64::from(plan.queues) * u64::from(queue),
+        }
+    }
+
+    fn draw(&mut self) -> (Op, u64) {
+        let block = if self.random {
+            self.rng.below(self.blocks)
+        } else {
+            self.at = (self.at + 1) % self.blocks;
+            self.at
+        };
+        let read = match self.read_percent {
+            0 => false,
+            100 => true,
+            percent => self.rng.percent(percent),
+        };
+        (
+            if read { Op::Read } else { Op::Write },
+            block * self.sectors_per_block,
+        )
+    }
+}
+
+/// A histogram of nanoseconds up to a minute, to three digits.
+pub(super) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds are sound")
+}

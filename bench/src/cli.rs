@@ -1,0 +1,61 @@
+//! The command line: parse, run, print.
+
+mod blk;
+mod device;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ferry_bench::error::BenchError;
+
+/// Load on virtual disks, and proof that they kept what they were given.
+#[derive(Debug, Parser)]
+#[command(name = "ferry-bench", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load on any vhost-user-blk server
+    Blk(blk::Args),
+    /// The verified load on a block device or file, with O_DIRECT and io_uring
+    Device(device::Args),
+}
+
+/// Exit codes: 0 done and clean, 1 failed or not clean, 2 wrong usage.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Blk(args) => blk::run(args),
+        Command::Device(args) => device::run(args),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("ferry-bench: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// A time in seconds from the command line.
+fn seconds(value: f64) -> Result<std::time::Duration, BenchError> {
+    let time = std::time::Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|t| !t.is_zero());
+    time.ok_or_else(|| BenchError::Usage(format!("--seconds {value} is not a time; use 1 or more")))
+}
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<(), BenchError> {
+    let text = serde_json::to_string(value).map_err(|e| BenchError::Host {
+        what: "the result as JSON",
+        source: e.into(),
+    })?;
+    println!("{text}");
+    Ok(())
+}

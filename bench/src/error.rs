@@ -1,0 +1,74 @@
+//! What can go wrong in a run.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::frontend::{MemoryError, QueueError, VmmError};
+
+/// A run that could not be done, with the cause and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The command line asks for something that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// The control side failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// A queue failed.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// Guest memory ran out.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The server went away under load.
+    #[error("the server closed the connection with {in_flight} requests in flight; see its log")]
+    Gone {
+        /// What it left undone on this queue.
+        in_flight: usize,
+    },
+    /// The server stopped completing.
+    #[error(
+        "no completion for {} s with {in_flight} requests in flight; the server hangs: see its log, \
+         or raise --timeout", after.as_secs()
+    )]
+    Stuck {
+        /// How long nothing came.
+        after: Duration,
+        /// What is waiting on this queue.
+        in_flight: usize,
+    },
+    /// The disk is read-only and the load writes.
+    #[error("the disk is read-only; use --rw read or --rw randread")]
+    ReadOnly,
+    /// A file or device cannot be used.
+    #[error("cannot {what} {}: {source}; {mend}", path.display())]
+    Target {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// The host refused something else.
+    #[error("the host refused {what}: {source}")]
+    Host {
+        /// What was wanted.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl BenchError {
+    /// The exit code of a command that ends like this.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            BenchError::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+}
