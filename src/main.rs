@@ -1,2 +1,26 @@
-//! The ferry command.
-fn main() {}
+//! The `ferry` command.
+
+mod cli;
+mod config;
+mod control;
+mod daemon;
+mod demo;
+mod error;
+mod migrate;
+mod output;
+mod qmp;
+mod serve;
+mod spec;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse(); // clap ends with 2 on wrong usage
+    output::start_logging(arguments.json, arguments.verbose);
+    match cli::run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

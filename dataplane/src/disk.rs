@@ -81,6 +81,7 @@ impl Disk {
                 Gate::Held
             };
             let lane = Lane::new(backend.clone(), gate, counted.clone(), flush_failed.clone());
+            let lane = Box::new(lane);
             lanes.push(ask(worker, |reply| Command::AddLane { lane, reply })?);
             counters.push(counted);
         }
@@ -105,7 +106,8 @@ impl Disk {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn backend(&self) -> Backend {
+    /// What the disk is on.
+    pub fn backend(&self) -> Backend {
         self.backend
             .read()
             .unwrap_or_else(PoisonError::into_inner)

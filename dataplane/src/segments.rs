@@ -117,7 +117,7 @@ impl Segments {
             // SAFETY: `walk` stays inside one segment, mapped by the module's invariant, and the
             // destination range is inside `buf`, because `walk` gives out `buf.len()` bytes at most.
             unsafe {
-                std::ptr::copy_nonoverlapping(guest, buf[done..done + len].as_mut_ptr(), len)
+                std::ptr::copy_nonoverlapping(guest, buf[done..done + len].as_mut_ptr(), len);
             };
             done += len;
         });

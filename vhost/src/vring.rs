@@ -32,7 +32,8 @@ pub const CHAIN_MAX: usize = SEGMENTS_PER_REQUEST + 2;
 const DESC_NEXT: u16 = 1;
 const DESC_WRITE: u16 = 2;
 const DESC_INDIRECT: u16 = 4;
-const DESC_BYTES: u64 = 16;
+const DESC_BYTES: usize = 16;
+const DESC_BYTES_U32: u32 = 16;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
@@ -347,8 +348,8 @@ impl Vring {
             let (buffer, flags, next) = match table {
                 None => self.descriptor(index)?,
                 Some(table) => {
-                    let at = table.guest + u64::from(index) * DESC_BYTES;
-                    let mut raw = [0; DESC_BYTES as usize];
+                    let at = table.guest + u64::from(index) * DESC_BYTES as u64;
+                    let mut raw = [0; DESC_BYTES];
                     if !self.map().read(at, &mut raw) {
                         return Err("an indirect table outside guest memory");
                     }
@@ -359,8 +360,8 @@ impl Vring {
                 if table.is_some() || flags & DESC_NEXT != 0 || !self.setup.indirect {
                     return Err("an indirect table where none may be");
                 }
-                let entries = buffer.len / DESC_BYTES as u32;
-                if entries == 0 || !buffer.len.is_multiple_of(DESC_BYTES as u32) {
+                let entries = buffer.len / DESC_BYTES_U32;
+                if entries == 0 || !buffer.len.is_multiple_of(DESC_BYTES_U32) {
                     return Err("an indirect table of an odd length");
                 }
                 buffer
@@ -386,7 +387,7 @@ impl Vring {
             if flags & DESC_NEXT == 0 {
                 return Ok(());
             }
-            if table.is_some_and(|table| u64::from(next) * DESC_BYTES >= u64::from(table.len)) {
+            if table.is_some_and(|table| u32::from(next) >= table.len / DESC_BYTES_U32) {
                 return Err("a descriptor past the end of its table");
             }
             index = next;
@@ -398,7 +399,7 @@ impl Vring {
             return Err("a descriptor past the end of its table");
         }
         let parts = self.parts.ok_or("the ring is not mapped")?;
-        let mut raw = [0u8; DESC_BYTES as usize];
+        let mut raw = [0u8; DESC_BYTES];
         // SAFETY: `index` is below the size of the table, which is mapped by the invariant. The
         // guest may write it meanwhile; only this copy is looked at.
         unsafe {
@@ -543,7 +544,7 @@ fn passed(event: u16, before: u16, now: u16) -> bool {
     now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
 }
 
-fn decode(raw: &[u8; DESC_BYTES as usize]) -> (Buffer, u16, u16) {
+fn decode(raw: &[u8; DESC_BYTES]) -> (Buffer, u16, u16) {
     let guest = u64::from_le_bytes(raw[0..8].try_into().expect("eight bytes"));
     let len = u32::from_le_bytes(raw[8..12].try_into().expect("four bytes"));
     let flags = u16::from_le_bytes([raw[12], raw[13]]);

@@ -21,7 +21,7 @@ pub(crate) type QueueTask = Box<dyn FnOnce(&mut dyn RequestQueue) + Send>;
 /// dropped means that the worker could not, or has ended.
 pub(crate) enum Command {
     AddLane {
-        lane: Lane,
+        lane: Box<Lane>,
         reply: Sender<u32>,
     },
     /// Only when no queue of the lane is left.
@@ -134,7 +134,7 @@ impl Core {
         match command {
             Command::AddLane { lane, reply } => {
                 let id = super::free_place(&mut self.lanes);
-                self.lanes[id as usize] = Some(lane);
+                self.lanes[id as usize] = Some(*lane);
                 let _ = reply.send(id);
             }
             Command::RemoveLane { lane, reply } => {

@@ -175,9 +175,9 @@ impl Core {
                             .segments
                             .aligned(image.memory_align(), lane.block_bytes);
                     if suits {
-                        self.direct(id)
+                        self.direct(id);
                     } else {
-                        self.bounce(id)
+                        self.bounce(id);
                     }
                 }
             },
@@ -418,9 +418,9 @@ impl Core {
                     self.pool.give(buffer);
                 }
                 if more {
-                    self.bounce(id)
+                    self.bounce(id);
                 } else {
-                    self.finish(id, Status::Ok)
+                    self.finish(id, Status::Ok);
                 }
             }
         }

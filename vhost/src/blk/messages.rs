@@ -195,14 +195,15 @@ impl VhostUserBackendReqHandlerMut for Messages {
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
         // Front-ends read more than there is; what is not there reads as zeroes.
-        let end = u64::from(offset) + u64::from(size);
-        if end > CONFIG_READ_MAX as u64 {
-            return refuse("the configuration space is read past its end");
-        }
         let mut space = vec![0; CONFIG_READ_MAX];
         let known = self.0.config_space(&self.0.state());
         space[..known.len()].copy_from_slice(&known);
-        Ok(space[offset as usize..end as usize].to_vec())
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
+        match space.get(start..end) {
+            Some(wanted) => Ok(wanted.to_vec()),
+            None => refuse("the configuration space is read past its end"),
+        }
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], flags: VhostUserConfigFlags) -> Result<()> {

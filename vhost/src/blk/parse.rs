@@ -21,8 +21,8 @@ pub const STATUS_UNSUPPORTED: u8 = 2;
 /// Bytes that GET_ID answers.
 pub const ID_BYTES: usize = 20;
 
-const HEADER_BYTES: u64 = 16;
-const RANGE_BYTES: u64 = 16;
+const HEADER_BYTES: usize = 16;
+const RANGE_BYTES: usize = 16;
 
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
@@ -98,18 +98,18 @@ fn ask(
     tag: u32,
     segments: &mut Segments,
 ) -> Result<Asked, u8> {
-    let mut header = [0; HEADER_BYTES as usize];
+    let mut header = [0; HEADER_BYTES];
     gather(chain.readable(), 0, &mut header, map)?;
     let kind = u32::from_le_bytes(header[0..4].try_into().expect("four bytes"));
     let sector = u64::from_le_bytes(header[8..16].try_into().expect("eight bytes"));
-    let readable = length(chain.readable()) - HEADER_BYTES;
+    let readable = length(chain.readable()) - HEADER_BYTES as u64;
     let writable = length(chain.writable()) - 1; // the status byte is there
     let request = match kind {
         TYPE_IN | TYPE_OUT => {
             let (op, buffers, skip, len) = if kind == TYPE_IN {
                 (Op::Read, chain.writable(), 0, writable)
             } else {
-                (Op::Write, chain.readable(), HEADER_BYTES, readable)
+                (Op::Write, chain.readable(), HEADER_BYTES as u64, readable)
             };
             if !len.is_multiple_of(SECTOR_BYTES) || len == 0 || len > REQUEST_BYTES_MAX {
                 return Err(STATUS_IO_ERROR);
@@ -130,7 +130,7 @@ fn ask(
             return Ok(Asked::Id);
         }
         TYPE_DISCARD | TYPE_WRITE_ZEROES => {
-            if readable != RANGE_BYTES {
+            if readable != RANGE_BYTES as u64 {
                 return Err(STATUS_UNSUPPORTED); // one range is what the configuration allows
             }
             zeroing(kind, chain, map, rules, tag)?
@@ -150,8 +150,8 @@ fn zeroing(
     rules: &Rules,
     tag: u32,
 ) -> Result<Request, u8> {
-    let mut raw = [0; RANGE_BYTES as usize];
-    gather(chain.readable(), HEADER_BYTES, &mut raw, map)?;
+    let mut raw = [0; RANGE_BYTES];
+    gather(chain.readable(), HEADER_BYTES as u64, &mut raw, map)?;
     let sector = u64::from_le_bytes(raw[0..8].try_into().expect("eight bytes"));
     let count = u32::from_le_bytes(raw[8..12].try_into().expect("four bytes"));
     let flags = u32::from_le_bytes(raw[12..16].try_into().expect("four bytes"));

@@ -1,0 +1,426 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ferry_migration::ids::DiskId;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::config::{DiskConfig, default_run_dir};
+use crate::control::Client;
+use crate::error::{Done, Failure};
+use crate::spec::{DiskSpec, parse_size};
+use crate::{demo, output, serve};
+
+/// How often progress is asked for.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Serves virtual disks to virtual machines over vhost-user, and moves them to another host while
+/// the guest runs.
+#[derive(Parser)]
+#[command(version, about, propagate_version = true)]
+pub struct Arguments {
+    /// One JSON document a line on standard output; logs as JSON on standard error.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// More of the log; twice for all of it. FERRY_LOG chooses finely.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// The daemon's control socket.
+    #[arg(long, global = true, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve one disk, without configuration, until SIGTERM.
+    Serve(ServeArguments),
+    /// Serve the disks of a configuration, and move them.
+    Daemon {
+        /// The configuration (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// The daemon's disks.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Move disks and machines to another host.
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
+    /// Two daemons, a verified load, a move there and back, and a verdict. Needs no root.
+    Demo(demo::DemoArguments),
+}
+
+/// `ferry serve`.
+#[derive(Args)]
+pub struct ServeArguments {
+    /// A file or block device, memory:SIZE, or null:SIZE.
+    pub disk: DiskSpec,
+    /// The vhost-user socket to listen on.
+    #[arg(long, value_name = "SOCKET")]
+    pub socket_path: PathBuf,
+    /// Virtqueues offered.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub num_queues: u16,
+    /// Refuse writes.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Polling threads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+}
+
+#[derive(Subcommand)]
+enum DiskCommand {
+    /// Serve a disk, or await one that is moved here.
+    Add {
+        /// Its name, the same on every host.
+        id: DiskId,
+        /// A file or block device, memory:SIZE, or null:SIZE.
+        #[arg(long)]
+        path: DiskSpec,
+        /// Its vhost-user socket; ID.sock in the run directory unless given.
+        #[arg(long, value_name = "SOCKET")]
+        socket_path: Option<PathBuf>,
+        /// Virtqueues offered.
+        #[arg(long, default_value_t = 1)]
+        num_queues: u16,
+        /// Refuse writes.
+        #[arg(long)]
+        read_only: bool,
+        /// The disk is elsewhere and will be moved here, to this path.
+        #[arg(long, requires = "size")]
+        incoming: bool,
+        /// Size of a disk that will be moved here.
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
+    },
+    /// The disks, who owns them, and what they did.
+    List,
+    /// Let go of a disk; its image stays.
+    Remove {
+        /// Its name.
+        id: DiskId,
+    },
+}
+
+#[derive(Subcommand)]
+enum MigrateCommand {
+    /// Copy a disk to another host, and keep the copy equal until it is released or cancelled.
+    Disk {
+        /// Its name.
+        id: DiskId,
+        /// The other daemon.
+        #[arg(long, value_name = "HOST:PORT")]
+        to: String,
+    },
+    /// Hand a copied disk over. Its VM must be stopped, as at QEMU's pre-switchover.
+    Release {
+        /// Its name.
+        id: DiskId,
+    },
+    /// Move a QEMU machine: its disks first, then the rest.
+    Vm {
+        /// A disk of the machine; repeat for each.
+        #[arg(long = "disk", value_name = "ID", required = true)]
+        disks: Vec<DiskId>,
+        /// The other daemon.
+        #[arg(long, value_name = "HOST:PORT")]
+        to: String,
+        /// Monitor socket of the QEMU here.
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+        /// Monitor socket of the QEMU there, started with -incoming defer -S.
+        #[arg(long, value_name = "SOCKET")]
+        dest_qmp: PathBuf,
+        /// Where QEMU sends the machine, such as tcp:host:4444.
+        #[arg(long, value_name = "URI")]
+        migrate_uri: String,
+        /// Where the QEMU there listens, if that is written differently there.
+        #[arg(long, value_name = "URI")]
+        incoming_uri: Option<String>,
+    },
+    /// What is being moved, and how far it is.
+    Status,
+    /// Stop moving a disk; it is served here as before.
+    Cancel {
+        /// Its name.
+        id: DiskId,
+    },
+}
+
+/// Carries a command line out.
+pub fn run(arguments: Arguments) -> Done {
+    let control = arguments
+        .control
+        .unwrap_or_else(|| default_run_dir().join("control.sock"));
+    let client = || Client::connect(&control);
+    match arguments.command {
+        Command::Serve(arguments) => serve::serve(&arguments),
+        Command::Daemon { config } => serve::daemon(&config),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Disk(command) => disk(command, &mut client()?),
+        Command::Migrate(command) => migrate(command, &mut client()?),
+    }
+}
+
+fn disk(command: DiskCommand, client: &mut Client) -> Done {
+    match command {
+        DiskCommand::Add {
+            id,
+            path,
+            socket_path,
+            num_queues,
+            read_only,
+            incoming,
+            size,
+        } => {
+            // The daemon has a working directory of its own.
+            let (path, socket_path) = (absolute(path)?, socket_path.map(std::path::absolute));
+            let config = DiskConfig {
+                id,
+                path,
+                socket_path: socket_path.transpose()?,
+                num_queues,
+                read_only,
+                incoming,
+                size,
+            };
+            config.check()?;
+            let line = client.call("disk.add", serde_json::to_value(&config)?)?;
+            show(&line, |line| {
+                let socket = line["socket"].as_str().unwrap_or_default();
+                let lines = serve::qemu_lines(socket.as_ref(), config.num_queues);
+                format!(
+                    "disk {} at {socket}\n\n  {}",
+                    config.id,
+                    lines.join(" \\\n  ")
+                )
+            });
+        }
+        DiskCommand::List => show(&client.call("disk.list", json!({}))?, disk_table),
+        DiskCommand::Remove { id } => {
+            let gone = client.call("disk.remove", json!({ "id": id }))?;
+            show(&gone, |_| format!("disk {id} removed"));
+        }
+    }
+    Ok(())
+}
+
+fn absolute(spec: DiskSpec) -> Done<DiskSpec> {
+    use crate::spec::DiskKind;
+    let kind = match spec.kind {
+        DiskKind::Path(path) => DiskKind::Path(std::path::absolute(path)?),
+        other => other,
+    };
+    Ok(DiskSpec { kind, ..spec })
+}
+
+fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
+    match command {
+        MigrateCommand::Disk { id, to } => {
+            client.call("migrate.disk", json!({ "id": id, "to": to }))?;
+            let line = follow_disk(client, &id)?;
+            show(&line, |line| {
+                format!(
+                    "disk {id} is in sync with {to}: {} sent\nnext: stop its VM, then ferry migrate \
+                     release {id} (ferry migrate vm does both); or ferry migrate cancel {id}",
+                    output::bytes(line["bytes_sent"].as_u64().unwrap_or(0))
+                )
+            });
+        }
+        MigrateCommand::Release { id } => {
+            let report = client.call("migrate.release", json!({ "id": id }))?;
+            show(&report, |report| {
+                format!("disk {id} is handed over\n{}", handover_table(report))
+            });
+        }
+        MigrateCommand::Vm {
+            disks,
+            to,
+            qmp,
+            dest_qmp,
+            migrate_uri,
+            incoming_uri,
+        } => {
+            let request = json!({
+                "disks": disks, "to": to, "qmp": std::path::absolute(qmp)?, "dest_qmp": dest_qmp,
+                "migrate_uri": migrate_uri, "incoming_uri": incoming_uri,
+            });
+            client.call("migrate.machine", request)?;
+            let line = follow_machine(client, &disks)?;
+            show(&line, |line| {
+                let downtime = &line["downtime_ms"];
+                let mut text = format!("the machine runs at {to}; QEMU's downtime {downtime} ms");
+                for report in line["handovers"].as_array().into_iter().flatten() {
+                    text = format!("{text}\n{}", handover_table(report));
+                }
+                text
+            });
+        }
+        MigrateCommand::Status => show(&client.call("migrate.status", json!({}))?, status_table),
+        MigrateCommand::Cancel { id } => {
+            let line = client.call("migrate.cancel", json!({ "id": id }))?;
+            show(&line, |_| {
+                format!("cancelled; disk {id} is served here as before")
+            });
+        }
+    }
+    Ok(())
+}
+
+fn show(value: &Value, text: impl FnOnce(&Value) -> String) {
+    if output::json_mode() {
+        output::json_line(value);
+    } else {
+        println!("{}", text(value));
+    }
+}
+
+fn bar() -> ProgressBar {
+    if !output::watched() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(
+        "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+    );
+    ProgressBar::new(0).with_style(style.expect("a valid template"))
+}
+
+fn advance(bar: &ProgressBar, line: &Value) {
+    bar.set_length(line["bytes_total"].as_u64().unwrap_or(0));
+    bar.set_position(line["bytes_done"].as_u64().unwrap_or(0));
+    bar.set_message(line["phase"].as_str().unwrap_or_default().to_owned());
+}
+
+/// Shows a disk's migration until it is in sync, or over.
+fn follow_disk(client: &mut Client, id: &DiskId) -> Done<Value> {
+    let bar = bar();
+    loop {
+        let status = client.call("migrate.status", json!({}))?;
+        let disks = status["disks"].as_array().into_iter().flatten();
+        let line = disks
+            .into_iter()
+            .find(|line| line["id"] == json!(id))
+            .cloned();
+        let line = line.ok_or_else(|| Failure::Failed(format!("disk {id} is not being moved")))?;
+        advance(&bar, &line);
+        if line["in_sync"] == true {
+            bar.finish_and_clear();
+            return Ok(line);
+        }
+        if matches!(
+            line["phase"].as_str(),
+            Some("failed" | "cancelled" | "detached")
+        ) {
+            bar.finish_and_clear();
+            let why = line["reason"].as_str().unwrap_or("cancelled");
+            return Err(Failure::Failed(format!(
+                "{why}; disk {id} is served here as before"
+            )));
+        }
+        std::thread::sleep(PROGRESS_INTERVAL);
+    }
+}
+
+/// Shows a machine's move until it is over.
+fn follow_machine(client: &mut Client, disks: &[DiskId]) -> Done<Value> {
+    let bar = bar();
+    loop {
+        let status = client.call("migrate.status", json!({}))?;
+        let machines = status["machines"].as_array().into_iter().flatten();
+        let line = machines
+            .into_iter()
+            .rfind(|line| line["disks"] == json!(disks))
+            .cloned();
+        let line = line.ok_or_else(|| Failure::Failed("the daemon forgot the machine".into()))?;
+        let of = |disk: &&Value| disk["id"] == json!(disks[0]);
+        if let Some(disk) = status["disks"].as_array().into_iter().flatten().find(of) {
+            advance(&bar, disk);
+        }
+        bar.set_message(line["step"].as_str().unwrap_or_default().to_owned());
+        if line["over"] == true {
+            bar.finish_and_clear();
+            return match line["error"].as_str() {
+                None => Ok(line),
+                Some(error) => Err(Failure::Failed(error.to_owned())),
+            };
+        }
+        std::thread::sleep(PROGRESS_INTERVAL);
+    }
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    }
+}
+
+fn disk_table(list: &Value) -> String {
+    let size = |value: &Value| output::bytes(value.as_u64().unwrap_or(0));
+    let rows = list["disks"].as_array().into_iter().flatten().map(|disk| {
+        let plain = ["id", "phase", "epoch", "attached"].map(|key| cell(&disk[key]));
+        let mut row = plain.to_vec();
+        row.push(size(&disk["bytes"]));
+        row.extend(["reads", "writes", "errors"].map(|key| cell(&disk[key])));
+        row.extend(["read_bytes", "written_bytes"].map(|key| size(&disk[key])));
+        row.extend(["path", "socket"].map(|key| cell(&disk[key])));
+        row
+    });
+    let header = [
+        "DISK", "PHASE", "EPOCH", "ATTACHED", "SIZE", "READS", "WRITES", "ERRORS", "READ",
+        "WRITTEN", "PATH", "SOCKET",
+    ];
+    output::table(&header, rows.collect())
+}
+
+fn handover_table(report: &Value) -> String {
+    let rows = report
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| match key.strip_suffix("_us") {
+            Some(name) => vec![name.replace('_', " "), format!("{value} us")],
+            None if key == "bytes_sent" => {
+                vec!["sent".into(), output::bytes(value.as_u64().unwrap_or(0))]
+            }
+            None => vec![key.clone(), value.to_string()],
+        });
+    output::table(&["HANDOVER", ""], rows.collect())
+}
+
+fn status_table(status: &Value) -> String {
+    let size = |value: &Value| output::bytes(value.as_u64().unwrap_or(0));
+    let rows = status["disks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|disk| {
+            let rate = format!("{}/s", size(&disk["bytes_per_second"]));
+            let eta = disk["eta_seconds"]
+                .as_u64()
+                .map_or("-".into(), |eta| format!("{eta} s"));
+            let mut row = ["id", "to", "phase"].map(|key| cell(&disk[key])).to_vec();
+            row.extend(["bytes_done", "bytes_total", "bytes_sent"].map(|key| size(&disk[key])));
+            row.extend([rate, eta, cell(&disk["reason"])]);
+            row
+        });
+    let header = [
+        "DISK", "TO", "PHASE", "DONE", "OF", "SENT", "RATE", "ETA", "REASON",
+    ];
+    let mut text = output::table(&header, rows.collect());
+    for machine in status["machines"].as_array().into_iter().flatten() {
+        text = format!(
+            "{text}\nmachine with {}: {}",
+            machine["disks"],
+            cell(&machine["step"])
+        );
+    }
+    text
+}

@@ -1,0 +1,179 @@
+//! The daemon's configuration file, and the places it uses without one.
+
+use std::path::{Path, PathBuf};
+
+use ferry_migration::ids::DiskId;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Done, Failure};
+use crate::spec::DiskSpec;
+
+/// `/etc/ferry/ferry.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Records and the daemon's id.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Sockets.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+    /// Polling threads.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+    /// Owner group of the devices' sockets; the group `kvm`, where it exists, unless set.
+    pub group: Option<String>,
+    /// Moving disks between hosts.
+    #[serde(default)]
+    pub migration: MigrationConfig,
+    /// Disks served from the start.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<DiskConfig>,
+}
+
+/// `[migration]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrationConfig {
+    /// Address to listen on.
+    #[serde(default = "default_listen")]
+    pub listen: String,
+    /// Monitors of VMMs that a peer may drive, for `ferry migrate vm`.
+    #[serde(default)]
+    pub qmp: Vec<PathBuf>,
+    /// Where disks that nobody has announced may arrive; without it they are refused.
+    pub incoming_dir: Option<PathBuf>,
+    /// How long a guest's write may wait for the other side, in milliseconds, before the copy is
+    /// given up.
+    #[serde(default = "default_patience_ms")]
+    pub patience_ms: u64,
+}
+
+impl Default for MigrationConfig {
+    fn default() -> MigrationConfig {
+        MigrationConfig {
+            listen: default_listen(),
+            qmp: Vec::new(),
+            incoming_dir: None,
+            patience_ms: default_patience_ms(),
+        }
+    }
+}
+
+/// `[[disk]]`, and what `ferry disk add` sends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Its name, the same on every host.
+    pub id: DiskId,
+    /// Path, `memory:SIZE` or `null:SIZE`.
+    pub path: DiskSpec,
+    /// Its socket; `ID.sock` under the run directory unless set.
+    pub socket_path: Option<PathBuf>,
+    /// Virtqueues offered.
+    #[serde(default = "default_queues")]
+    pub num_queues: u16,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The disk is elsewhere, and will arrive.
+    #[serde(default)]
+    pub incoming: bool,
+    /// Size in bytes of a disk that will arrive.
+    pub size: Option<u64>,
+}
+
+/// Queues of a disk for which nothing else was said.
+pub const fn default_queues() -> u16 {
+    1
+}
+
+fn default_workers() -> usize {
+    1
+}
+
+/// Where a daemon listens for its peers.
+pub fn default_listen() -> String {
+    "127.0.0.1:7077".into()
+}
+
+fn default_patience_ms() -> u64 {
+    1000
+}
+
+/// `/run/ferry`, or a user's own.
+pub fn default_run_dir() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !is_root() => Path::new(&dir).join("ferry"),
+        _ if is_root() => "/run/ferry".into(),
+        _ => std::env::temp_dir().join("ferry"),
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    if is_root() {
+        return "/var/lib/ferry".into();
+    }
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("ferry")
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    pub fn load(path: &Path) -> Done<Config> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
+        let config: Config = toml::from_str(&text)
+            .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+        if config.workers == 0 || config.workers > 256 {
+            return Err(Failure::Usage(format!(
+                "{}: workers must be 1 to 256",
+                path.display()
+            )));
+        }
+        for disk in &config.disks {
+            disk.check()?;
+        }
+        Ok(config)
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
+    }
+}
+
+impl DiskConfig {
+    /// Checks what types cannot say.
+    pub fn check(&self) -> Done {
+        let wrong = |what: &str| Err(Failure::Usage(format!("disk {}: {what}", self.id)));
+        if self.num_queues == 0 || self.num_queues > 128 {
+            return wrong("num_queues must be 1 to 128");
+        }
+        if self.incoming && self.size.is_none() {
+            return wrong(
+                "a disk that will arrive needs its size (--size), which its VM sees before it comes",
+            );
+        }
+        if !self.incoming && self.size.is_some() {
+            return wrong(
+                "size is for disks that will arrive (--incoming); others have the size of their image",
+            );
+        }
+        if self.incoming && self.path.path().is_none() {
+            return wrong("a disk that will arrive needs a path to be written to");
+        }
+        if self.size.is_some_and(|size| size == 0 || size % 512 != 0) {
+            return wrong("size must be a multiple of 512 bytes above 0");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! The control socket: JSON-RPC 2.0, a line each way.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_migration::ids::DiskId;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::config::DiskConfig;
+use crate::daemon::Daemon;
+use crate::error::{Done, Failure};
+use crate::migrate::MachineRequest;
+
+/// Longest request taken, in bytes.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+
+/// JSON-RPC's codes for the two kinds of failure.
+const BAD_REQUEST: i64 = -32602;
+const FAILED: i64 = -32000;
+
+#[derive(Deserialize)]
+struct OneDisk {
+    id: DiskId,
+}
+
+#[derive(Deserialize)]
+struct MoveDisk {
+    id: DiskId,
+    to: String,
+}
+
+/// Answers requests until the process ends.
+pub fn serve(daemon: Arc<Daemon>, socket: &Path) -> Done {
+    if UnixStream::connect(socket).is_ok() {
+        return Err(Failure::Failed(format!(
+            "{} is in use: another daemon runs there; stop it, or set another run_dir",
+            socket.display()
+        )));
+    }
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).map_err(|error| {
+        Failure::Failed(format!("cannot listen on {}: {error}", socket.display()))
+    })?;
+    std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))?;
+    std::thread::Builder::new()
+        .name("ferry-control".into())
+        .spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
+                let daemon = daemon.clone();
+                let spawned = std::thread::Builder::new()
+                    .name("ferry-client".into())
+                    .spawn(move || converse(&daemon, &stream));
+                if let Err(error) = spawned {
+                    tracing::warn!(%error, "a control client could not be served");
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn converse(daemon: &Arc<Daemon>, stream: &UnixStream) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        match reader
+            .by_ref()
+            .take(REQUEST_BYTES_MAX)
+            .read_until(b'\n', &mut line)
+        {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let answer = answer(daemon, &line);
+        let mut writer = stream;
+        if writeln!(writer, "{answer}").is_err() {
+            return;
+        }
+    }
+}
+
+fn answer(daemon: &Arc<Daemon>, line: &[u8]) -> Value {
+    let request: Value = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(error) => {
+            return json!({ "jsonrpc": "2.0", "id": null,
+                "error": { "code": -32700, "message": error.to_string() } });
+        }
+    };
+    let method = request["method"].as_str().unwrap_or_default();
+    let result = dispatch(daemon, method, request["params"].clone());
+    let mut answer = json!({ "jsonrpc": "2.0", "id": request["id"] });
+    match result {
+        Ok(value) => answer["result"] = value,
+        Err(failure) => {
+            let code = if matches!(failure, Failure::Usage(_)) {
+                BAD_REQUEST
+            } else {
+                FAILED
+            };
+            answer["error"] = json!({ "code": code, "message": failure.to_string() });
+        }
+    }
+    answer
+}
+
+fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value> {
+    let migrations = &daemon.migrations;
+    match method {
+        "disk.add" => Ok(daemon.add_disk(take::<DiskConfig>(parameters)?)?.line()),
+        "disk.list" => {
+            let disks: Vec<Value> = daemon.disks().values().map(|disk| disk.line()).collect();
+            Ok(json!({ "disks": disks }))
+        }
+        "disk.remove" => {
+            let disk: OneDisk = take(parameters)?;
+            daemon.remove_disk(&disk.id)?;
+            Ok(json!({ "removed": disk.id }))
+        }
+        "migrate.disk" => {
+            let request: MoveDisk = take(parameters)?;
+            let handle = migrations.start(daemon, &request.id, &request.to)?;
+            serde_json::to_value(handle.status()).map_err(Failure::of)
+        }
+        "migrate.machine" => {
+            let request: MachineRequest = take(parameters)?;
+            Ok(migrations.start_machine(daemon.clone(), request)?.line())
+        }
+        "migrate.release" => migrations.release(&take::<OneDisk>(parameters)?.id),
+        "migrate.cancel" => {
+            let disk: OneDisk = take(parameters)?;
+            migrations.cancel(&disk.id)?;
+            Ok(json!({ "cancelled": disk.id }))
+        }
+        "migrate.status" => Ok(migrations.status()),
+        _ => Err(Failure::Usage(format!("there is no method {method:?}"))),
+    }
+}
+
+fn take<T: DeserializeOwned>(parameters: Value) -> Done<T> {
+    serde_json::from_value(parameters).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+/// A connection to a daemon.
+pub struct Client {
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the daemon at `socket`.
+    pub fn connect(socket: &Path) -> Done<Client> {
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            Failure::Failed(format!(
+                "no daemon answers at {}: {error}; start one with: ferry daemon --config FILE, or \
+                 name its socket with --control",
+                socket.display()
+            ))
+        })?;
+        Ok(Client {
+            reader: BufReader::new(stream),
+        })
+    }
+
+    /// Calls a method and waits for its answer.
+    pub fn call(&mut self, method: &str, parameters: Value) -> Done<Value> {
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": parameters });
+        writeln!(self.reader.get_mut(), "{request}")?;
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(Failure::Failed(
+                "the daemon ended before it answered".into(),
+            ));
+        }
+        let mut answer: Value = serde_json::from_str(&line)?;
+        if let Some(error) = answer.get("error") {
+            let message = error["message"]
+                .as_str()
+                .unwrap_or("no reason given")
+                .to_owned();
+            return Err(if error["code"] == BAD_REQUEST {
+                Failure::Usage(message)
+            } else {
+                Failure::Failed(message)
+            });
+        }
+        Ok(answer["result"].take())
+    }
+}

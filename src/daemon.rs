@@ -1,0 +1,162 @@
+//! The daemon: workers, disks, the migration listener and the control socket.
+//!
+//! Each disk is served under the rule of its ownership record: it is opened for its VM only while
+//! the record says that this host serves it.
+
+pub mod disks;
+mod host;
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use ferry_dataplane::worker::{Worker, WorkerHandle};
+use ferry_migration::destination::{DestinationHost, serve_connection};
+use ferry_migration::ids::{DaemonId, DiskId};
+use ferry_migration::{lease, transport};
+
+use crate::config::Config;
+use crate::error::{Done, Failure};
+use crate::migrate::Migrations;
+use disks::Served;
+
+/// Connections of peers served at a time.
+const PEERS_MAX: usize = 64;
+
+/// A running daemon.
+pub struct Daemon {
+    pub config: Config,
+    pub id: DaemonId,
+    pub migrations: Migrations,
+    disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
+    next_home: AtomicUsize,
+    peers: AtomicUsize,
+    stopping: AtomicBool,
+    /// Dropped last: the disks need them to drain.
+    workers: Vec<Worker>,
+    own: Weak<Daemon>,
+}
+
+impl Daemon {
+    /// Starts the workers; no disk is served yet.
+    pub fn start(config: Config) -> Done<Arc<Daemon>> {
+        for dir in [&config.state_dir, &config.run_dir] {
+            std::fs::create_dir_all(dir).map_err(|error| {
+                Failure::Failed(format!("cannot make {}: {error}", dir.display()))
+            })?;
+        }
+        let id = lease::owner_id(&config.state_dir)?;
+        let workers = (0..config.workers)
+            .map(|n| Worker::start(&format!("ferry-worker-{n}")))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| {
+                Failure::Failed(format!(
+                    "cannot start a worker: {error}; Ferry needs io_uring (Linux 5.19 or newer, \
+                     not disabled by kernel.io_uring_disabled)"
+                ))
+            })?;
+        Ok(Arc::new_cyclic(|own| Daemon {
+            config,
+            id,
+            migrations: Migrations::default(),
+            disks: Mutex::default(),
+            next_home: AtomicUsize::new(0),
+            peers: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            workers,
+            own: own.clone(),
+        }))
+    }
+
+    fn own(&self) -> Arc<Daemon> {
+        self.own.upgrade().expect("called through an Arc")
+    }
+
+    pub fn workers(&self) -> Vec<WorkerHandle> {
+        self.workers.iter().map(Worker::handle).collect()
+    }
+
+    fn next_home(&self) -> usize {
+        self.next_home.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn disks(&self) -> MutexGuard<'_, BTreeMap<DiskId, Arc<Served>>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A disk by its id.
+    pub fn disk(&self, id: &DiskId) -> Done<Arc<Served>> {
+        self.disks().get(id).cloned().ok_or_else(|| {
+            Failure::Failed(format!(
+                "there is no disk {id} here; ferry disk list names those there are"
+            ))
+        })
+    }
+
+    /// Listens for peers; returns the address taken.
+    pub fn listen_for_peers(self: &Arc<Self>) -> Done<SocketAddr> {
+        let address = &self.config.migration.listen;
+        let failed = |error| Failure::Failed(format!("cannot listen on {address}: {error}"));
+        let listener = transport::listen(address).map_err(failed)?;
+        let taken = listener.local_addr().map_err(failed)?;
+        if !taken.ip().is_loopback() {
+            tracing::warn!(%taken, "peers are not authenticated yet: whoever reaches this address may move disks");
+        }
+        let daemon = Arc::downgrade(self);
+        std::thread::Builder::new()
+            .name("ferry-peers".into())
+            .spawn(move || accept_peers(&listener, &daemon))?;
+        Ok(taken)
+    }
+
+    /// Stops every disk: in reverse of the start, migrations first.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.migrations.stop();
+        let disks = std::mem::take(&mut *self.disks());
+        drop(disks);
+    }
+
+    /// Where a disk without a socket of its own listens.
+    pub fn socket_of(&self, id: &DiskId) -> PathBuf {
+        self.config.run_dir.join(format!("{id}.sock"))
+    }
+}
+
+fn accept_peers(listener: &TcpListener, daemon: &Weak<Daemon>) {
+    for stream in listener.incoming() {
+        let Some(daemon) = daemon.upgrade() else {
+            return;
+        };
+        if daemon.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a peer could not be accepted");
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                continue;
+            }
+        };
+        if daemon.peers.fetch_add(1, Ordering::SeqCst) >= PEERS_MAX {
+            daemon.peers.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!("too many peers at once; one was turned away");
+            continue;
+        }
+        let served = daemon.clone();
+        let spawned = std::thread::Builder::new()
+            .name("ferry-peer".into())
+            .spawn(move || {
+                let host: Arc<dyn DestinationHost> = served.clone();
+                serve_connection(stream, &host);
+                served.peers.fetch_sub(1, Ordering::SeqCst);
+            });
+        if let Err(error) = spawned {
+            daemon.peers.fetch_sub(1, Ordering::SeqCst);
+            tracing::warn!(%error, "a peer could not be served");
+        }
+    }
+}

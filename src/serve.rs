@@ -1,0 +1,143 @@
+//! `ferry serve` and `ferry daemon`: processes that serve until they are told to end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_dataplane::disk::{Disk, Service};
+use ferry_dataplane::worker::Worker;
+use ferry_migration::lease::{FileStore, RecordStore};
+use ferry_migration::phase::Phase;
+use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
+use ferry_vhost::session;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::ServeArguments;
+use crate::config::Config;
+use crate::control;
+use crate::daemon::Daemon;
+use crate::error::{Done, Failure};
+use crate::output;
+use crate::spec::DiskSpec;
+
+/// One disk, no configuration, no record: what QEMU's own storage daemon is used for.
+pub fn serve(arguments: &ServeArguments) -> Done {
+    // Before anything that a signal should undo.
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    refuse_moved(&arguments.disk)?;
+    let backend = arguments.disk.open(arguments.read_only)?;
+    let workers = (0..arguments.workers)
+        .map(|n| Worker::start(&format!("ferry-worker-{n}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
+    let queues = arguments.num_queues;
+    let disk = Disk::new(&backend, &handles, 0, queues.into(), Service::Open)?;
+    let bytes = disk.geometry().capacity_bytes;
+    drop(backend);
+    let options = BlkOptions {
+        name: "disk".into(),
+        num_queues: queues,
+        serial: "ferry".into(),
+    };
+    let device = BlkDevice::new(Arc::new(disk), &options);
+    let listening = session::listen(device, &arguments.socket_path, 0o660)?;
+    announce(arguments, bytes);
+    signals.forever().next();
+    drop(listening);
+    drop(workers);
+    Ok(())
+}
+
+/// An image whose record says that it is not here any more is not served.
+fn refuse_moved(disk: &DiskSpec) -> Done {
+    let Some(path) = disk.path() else {
+        return Ok(());
+    };
+    let Some(record) = FileStore::beside(path).load()? else {
+        return Ok(());
+    };
+    if matches!(record.state.phase, Phase::Serving { .. } | Phase::Vacant) {
+        return Ok(());
+    }
+    let peer = record
+        .peer
+        .map(|peer| peer.address)
+        .filter(|address| !address.is_empty());
+    Err(Failure::Failed(format!(
+        "{} is {} (epoch {}): another host{} may serve it; its record is {}.ferry",
+        path.display(),
+        record.state.phase.name(),
+        record.state.phase.epoch(),
+        peer.map(|peer| format!(", {peer},")).unwrap_or_default(),
+        path.display()
+    )))
+}
+
+fn announce(arguments: &ServeArguments, bytes: u64) {
+    let socket = std::path::absolute(&arguments.socket_path)
+        .unwrap_or_else(|_| arguments.socket_path.clone());
+    let lines = qemu_lines(&socket, arguments.num_queues);
+    if output::json_mode() {
+        output::json_line(&json!({
+            "ready": true, "socket": socket, "bytes": bytes,
+            "num_queues": arguments.num_queues, "qemu": lines,
+        }));
+        return;
+    }
+    println!(
+        "{} ({}) is served at {}",
+        arguments.disk,
+        output::bytes(bytes),
+        socket.display()
+    );
+    println!("\nQEMU (guest memory must be shared; choose its size):\n");
+    println!("  {}", lines.join(" \\\n  "));
+    println!("\nServing until SIGTERM or Ctrl-C.");
+}
+
+/// The options that attach a socket to QEMU.
+pub fn qemu_lines(socket: &Path, queues: u16) -> Vec<String> {
+    vec![
+        "-object memory-backend-memfd,id=mem,size=1G,share=on".into(),
+        "-machine memory-backend=mem -m 1G".into(),
+        format!(
+            "-chardev socket,id=ferry0,path={},reconnect-ms=100",
+            socket.display()
+        ),
+        format!("-device vhost-user-blk-pci,chardev=ferry0,num-queues={queues}"),
+    ]
+}
+
+/// The daemon, until it is told to end.
+pub fn daemon(config: &Path) -> Done {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let config = Config::load(config)?;
+    let control_socket = config.control_socket();
+    let disks = config.disks.clone();
+    let daemon = Daemon::start(config)?;
+    let peers = daemon.listen_for_peers()?;
+    for disk in disks {
+        let id = disk.id.clone();
+        // One disk that cannot be served must not keep the others from their machines.
+        if let Err(error) = daemon.add_disk(disk) {
+            tracing::error!(disk = %id, %error, "the disk is not served");
+        }
+    }
+    control::serve(daemon.clone(), &control_socket)?;
+    if output::json_mode() {
+        output::json_line(&json!({
+            "ready": true, "control": control_socket, "peers": peers.to_string(),
+        }));
+    } else {
+        println!(
+            "control socket {}, peers at {peers}",
+            control_socket.display()
+        );
+    }
+    signals.forever().next();
+    tracing::info!("stopping");
+    daemon.stop();
+    let _ = std::fs::remove_file(&control_socket);
+    Ok(())
+}

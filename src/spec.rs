@@ -1,0 +1,183 @@
+//! What a user calls a disk: a path, or one of the words for disks that are no file.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ferry_dataplane::backend::file::Image;
+use ferry_dataplane::backend::memory::MemoryDisk;
+use ferry_dataplane::backend::{Backend, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Done, Failure};
+
+/// `PATH`, `memory:SIZE`, `null:SIZE`, or `delay:MILLISECONDS:` before one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DiskSpec {
+    /// Where the bytes are.
+    pub kind: DiskKind,
+    /// Service time added to each request, in nanoseconds; for tests.
+    pub delay_ns: u64,
+}
+
+/// See [`DiskSpec`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskKind {
+    /// A file or block device.
+    Path(PathBuf),
+    /// Memory of the daemon, in bytes.
+    Memory(u64),
+    /// Nothing, of so many bytes.
+    Null(u64),
+}
+
+impl FromStr for DiskSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DiskSpec, String> {
+        let (delay_ns, rest) = match text.strip_prefix("delay:") {
+            None => (0, text),
+            Some(rest) => {
+                let (ms, rest) = rest.split_once(':').ok_or("use delay:MILLISECONDS:DISK")?;
+                let ms: f64 = ms.parse().map_err(|_| format!("{ms:?} is not a number"))?;
+                if !(0.0..=60_000.0).contains(&ms) {
+                    return Err("a delay is 0 to 60000 milliseconds".into());
+                }
+                #[expect(clippy::cast_possible_truncation, reason = "bounded just above")]
+                #[expect(clippy::cast_sign_loss, reason = "bounded just above")]
+                ((ms * 1e6) as u64, rest)
+            }
+        };
+        let kind = if let Some(size) = rest.strip_prefix("memory:") {
+            DiskKind::Memory(whole_sectors(size)?)
+        } else if let Some(size) = rest.strip_prefix("null:") {
+            DiskKind::Null(whole_sectors(size)?)
+        } else if rest.is_empty() {
+            return Err("no disk is named: use PATH, memory:SIZE or null:SIZE".into());
+        } else {
+            DiskKind::Path(rest.into())
+        };
+        Ok(DiskSpec { kind, delay_ns })
+    }
+}
+
+impl TryFrom<String> for DiskSpec {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<DiskSpec, String> {
+        text.parse()
+    }
+}
+
+impl From<DiskSpec> for String {
+    fn from(spec: DiskSpec) -> String {
+        spec.to_string()
+    }
+}
+
+impl fmt::Display for DiskSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.delay_ns > 0 {
+            write!(f, "delay:{}:", self.delay_ns as f64 / 1e6)?;
+        }
+        match &self.kind {
+            DiskKind::Path(path) => path.display().fmt(f),
+            DiskKind::Memory(bytes) => write!(f, "memory:{bytes}"),
+            DiskKind::Null(bytes) => write!(f, "null:{bytes}"),
+        }
+    }
+}
+
+impl DiskSpec {
+    /// The path, where there is one.
+    pub fn path(&self) -> Option<&PathBuf> {
+        match &self.kind {
+            DiskKind::Path(path) => Some(path),
+            DiskKind::Memory(_) | DiskKind::Null(_) => None,
+        }
+    }
+
+    /// Opens what it names.
+    pub fn open(&self, read_only: bool) -> Done<Backend> {
+        let store = match &self.kind {
+            DiskKind::Path(path) => Store::Image(Arc::new(Image::open(path, read_only)?)),
+            DiskKind::Memory(bytes) => {
+                Store::Memory(Arc::new(MemoryDisk::new(*bytes).map_err(|error| {
+                    Failure::Failed(format!("cannot take {bytes} bytes of memory: {error}"))
+                })?))
+            }
+            DiskKind::Null(bytes) => Store::Null {
+                capacity_bytes: *bytes,
+            },
+        };
+        Ok(self.backend(store, read_only))
+    }
+
+    /// A store used as this spec says.
+    pub fn backend(&self, store: Store, read_only: bool) -> Backend {
+        Backend {
+            delay_ns: self.delay_ns,
+            ..Backend::new(store, read_only)
+        }
+    }
+}
+
+fn whole_sectors(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes == 0 || bytes % 512 != 0 {
+        return Err(format!("{text} is not a multiple of 512 bytes above 0"));
+    }
+    Ok(bytes)
+}
+
+/// A size in bytes: a number, with k, M, G or T for powers of 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is not a size; use a number of bytes, or one with k, M, G or T");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    let bytes = number.checked_mul(1 << shift).ok_or_else(bad)?;
+    if i64::try_from(bytes).is_err() {
+        Err(bad())
+    } else {
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_paths() {
+        let kind = |text: &str| text.parse::<DiskSpec>().unwrap().kind;
+        assert_eq!(kind("memory:1G"), DiskKind::Memory(1 << 30));
+        assert_eq!(kind("null:512"), DiskKind::Null(512));
+        assert_eq!(kind("/a/b.raw"), DiskKind::Path("/a/b.raw".into()));
+        let slow: DiskSpec = "delay:2.5:/a".parse().unwrap();
+        assert_eq!(
+            (slow.delay_ns, slow.to_string()),
+            (2_500_000, "delay:2.5:/a".into())
+        );
+        for bad in [
+            "",
+            "memory:",
+            "memory:100",
+            "null:-1",
+            "delay:x:/a",
+            "delay:5",
+            "null:99999999T",
+        ] {
+            assert!(bad.parse::<DiskSpec>().is_err(), "{bad}");
+        }
+    }
+}
