@@ -562,7 +562,7 @@ fn locate(map: &MemoryMap, setup: &RingSetup) -> Result<Parts, RingError> {
     Ok(Parts {
         desc: find(
             setup.address.desc,
-            DESC_BYTES * size,
+            DESC_BYTES as u64 * size,
             16,
             "descriptor table",
         )?,
