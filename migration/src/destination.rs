@@ -41,10 +41,13 @@ use crate::transport::{self, Paced};
 
 /// Conversations at once: many disks, and room for questions about them.
 const CONNECTIONS_MAX: usize = 64;
+/// How soon a failed activation is tried again.
+const ARM_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stranger may take to say something.
 const FIRST_FRAME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the host made ready for a disk that arrives.
+#[derive(Clone)]
 pub struct PreparedTarget {
     /// A fresh image that reads as zeroes, locked by this process.
     pub image: Arc<Image>,
@@ -195,10 +198,10 @@ fn arm(
     claim: &Claim,
     voice: Option<Arc<session::Voice>>,
 ) -> Result<(), LifecycleError> {
-    let (ownership, host, claim) = (target.ownership.clone(), host.clone(), claim.clone());
+    let (ours, host, claim) = (target.clone(), host.clone(), claim.clone());
     target.disk.await_activation(Box::new(move || {
         let (migration, epoch) = (claim.migration, claim.epoch);
-        match ownership.apply(Event::Activate { migration, epoch }) {
+        match ours.ownership.apply(Event::Activate { migration, epoch }) {
             Ok(_) => {
                 host.activated(&claim);
                 if let Some(voice) = voice {
@@ -208,10 +211,28 @@ fn arm(
             }
             Err(error) => {
                 tracing::error!(%claim, %error, "the disk's rings stay unserved");
+                if matches!(error, OwnershipError::Lease(_)) {
+                    arm_later(ours, host, claim, voice);
+                }
                 false
             }
         }
     }))
+}
+
+/// The disk is ours and the record cannot be written: tries again, for the guest waits.
+fn arm_later(
+    target: PreparedTarget,
+    host: Arc<dyn DestinationHost>,
+    claim: Claim,
+    voice: Option<Arc<session::Voice>>,
+) {
+    std::thread::spawn(move || {
+        std::thread::sleep(ARM_AGAIN);
+        if let Err(error) = arm(&target, &host, &claim, voice) {
+            tracing::error!(%claim, %error, "the device does not wait for its disk any more");
+        }
+    });
 }
 
 /// Accepts connections and serves each on a thread, a bounded number at once.
@@ -287,6 +308,3 @@ fn accept_all(listener: &TcpListener, host: &Arc<dyn DestinationHost>, stop: &At
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

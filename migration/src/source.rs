@@ -425,6 +425,3 @@ fn over(live: &Live) -> SourceError {
 fn rate(bytes: u64, seconds: f64) -> u64 {
     (bytes as f64 / seconds) as u64
 }
-
-#[cfg(test)]
-mod tests;

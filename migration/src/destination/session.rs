@@ -159,8 +159,17 @@ fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTar
         let (migration, epoch) = (claim.migration, claim.epoch);
         let event = Event::Accept { migration, epoch };
         crate::phase::next(&known.state(), event).map_err(|refusal| refusal.to_string())?;
-        if matches!(known.phase(), Phase::Incoming { .. }) {
+        let phase = known.phase();
+        if matches!(phase, Phase::Incoming { .. }) {
             return Err(format!("{claim} is being received already"));
+        }
+        let blank = matches!(phase, Phase::Vacant | Phase::Returned { .. });
+        if !blank && known.disk_uuid() != hello.disk_uuid {
+            // Epochs of two disks say nothing about each other.
+            return Err(format!(
+                "another disk of the name {} was here before; choose another name",
+                claim.disk
+            ));
         }
     }
     let target = host.prepare(hello)?;

@@ -50,7 +50,7 @@ struct Tap(Arc<Shared>);
 impl Drop for Tap {
     fn drop(&mut self) {
         // First, so that a late acknowledgement does not reach the tap of a later migration.
-        self.0.tell(|live| live.tapped = false);
+        self.0.set_tapped(false);
         self.0.disk.detach_tap();
     }
 }
@@ -181,7 +181,7 @@ impl Conductor {
     }
 
     fn attach(&self, events: Sender<TapEvent>) -> Result<Tap, Stop> {
-        self.shared.tell(|live| live.tapped = true);
+        self.shared.set_tapped(true);
         let patience_ns = u64::try_from(self.params.patience.as_nanos()).unwrap_or(u64::MAX);
         self.params
             .disk
@@ -319,11 +319,13 @@ impl Conductor {
 
     /// The last moment to change one's mind; after it, `cancel` comes too late.
     fn commit(&self) -> Result<(), Halt> {
+        // Not under the lock: the disk calls back into it.
+        let running = self.params.disk.rings_running();
         let mut live = self.shared.live();
         if let Some(stop) = Stop::of(&live) {
             return Err(Halt::End(stop));
         }
-        if live.restarted || self.params.disk.rings_running() {
+        if live.restarted || running {
             return Err(Halt::End(Stop::Lost(rings_run().to_string())));
         }
         live.phase = SourcePhase::InDoubt;

@@ -35,8 +35,6 @@ pub(super) struct Live {
     pub bulk_acked: u64,
     pub flush_tag: u64,
     pub flushed: u64,
-    /// Whether acknowledgements still mean our tap.
-    pub tapped: bool,
     pub verdict: Option<Verdict>,
     pub cancel: bool,
     pub detach: bool,
@@ -55,6 +53,9 @@ pub(super) struct Shared {
     pub disk: Arc<dyn DiskLifecycle>,
     live: Mutex<Live>,
     wake: Condvar,
+    /// Whether acknowledgements still mean our tap. A lock of its own, because the disk is called
+    /// under it, and the disk calls back into `live`.
+    tapped: Mutex<bool>,
     plan: Mutex<Extents>,
     pub bytes_total: u64,
     pub bytes_sent: AtomicU64,
@@ -75,7 +76,6 @@ impl Shared {
             bulk_acked: 0,
             flush_tag: 0,
             flushed: 0,
-            tapped: false,
             verdict: None,
             cancel: false,
             detach: false,
@@ -90,6 +90,7 @@ impl Shared {
             disk,
             live: Mutex::new(live),
             wake: Condvar::new(),
+            tapped: Mutex::new(false),
             plan: Mutex::new(Extents::new(bytes_total)),
             bytes_total,
             bytes_sent: AtomicU64::new(0),
@@ -143,6 +144,20 @@ impl Shared {
                 .wait_timeout(live, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+        }
+    }
+
+    /// Ends or begins the time in which acknowledgements are passed on.
+    pub fn set_tapped(&self, tapped: bool) {
+        *lock(&self.tapped) = tapped;
+    }
+
+    /// Passes an acknowledgement on, unless the tap it is for is gone: the next one may be another
+    /// migration's.
+    pub fn acknowledge(&self, seq: u64) {
+        let tapped = lock(&self.tapped);
+        if *tapped {
+            self.disk.acknowledge(seq);
         }
     }
 

@@ -235,7 +235,7 @@ impl FakeDisk {
         state.flying.push(range.clone());
         state.next_avail = state.next_avail.wrapping_add(1);
         drop(state);
-        if offset / 512 % 7 == 0 {
+        if (offset / 512).is_multiple_of(7) {
             std::thread::sleep(Duration::from_micros(offset / 512 % 150));
         }
         let mut state = self.lock();
@@ -254,15 +254,16 @@ impl FakeDisk {
             .iter()
             .position(|other| *other == range)
             .unwrap();
-        if fails && mirrored.is_some() {
-            if let Some(tap) = &state.tap {
-                let dirty = TapEvent::Dirty {
-                    offset_bytes: offset,
-                    len_bytes: len,
-                };
-                if tap.events.try_send(dirty).is_err() {
-                    state.tap = None;
-                }
+        if fails
+            && mirrored.is_some()
+            && let Some(tap) = &state.tap
+        {
+            let dirty = TapEvent::Dirty {
+                offset_bytes: offset,
+                len_bytes: len,
+            };
+            if tap.events.try_send(dirty).is_err() {
+                state.tap = None;
             }
         }
         state.flying.swap_remove(at);
@@ -333,7 +334,7 @@ impl FakeDisk {
         } else {
             let byte = rng.next().to_le_bytes();
             let data: Vec<u8> = (0..len)
-                .map(|i| byte[(i % 8) as usize] ^ (i / 512) as u8)
+                .map(|i| byte[(i % 8) as usize] ^ (i / 512).to_le_bytes()[0])
                 .collect();
             self.change(at * BLOCK, len, Some(&data), fails)
         };

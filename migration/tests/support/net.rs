@@ -114,10 +114,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, forward: bool, rules: &Rules) {
     } else {
         &rules.back_left
     };
-    loop {
-        let Ok(mut len) = from.read(&mut buf) else {
-            break;
-        };
+    while let Ok(mut len) = from.read(&mut buf) {
         if len == 0 {
             break;
         }
