@@ -23,8 +23,8 @@ pub use report::Report;
 
 /// Largest ring that servers take.
 const RING_MAX: u16 = 1024;
-/// Guest memory besides the data buffers: rings, headers, tables.
-const OVERHEAD: u64 = 8 << 20;
+/// Longest request of a verified run.
+const LARGEST: u64 = 1 << 20;
 
 /// Where requests fall and what they do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,20 +106,35 @@ impl BlkPlan {
         RING_MAX / if self.indirect { 1 } else { 3 }
     }
 
-    /// Segments of a verified request: up to 4 while every slot of the depth
-    /// still finds its descriptors in the largest ring.
-    fn segments_max(&self) -> u16 {
+    /// Segments that every request of the depth can have at once.
+    fn segments_room(&self) -> u16 {
         if self.indirect {
-            4
+            64
         } else {
-            (RING_MAX / self.depth - 2).clamp(1, 4)
+            RING_MAX / self.depth - 2
         }
     }
 
     fn ring_size(&self, segments: u16) -> u16 {
         let per_request = if self.indirect { 1 } else { segments + 2 };
         let wanted = u32::from(self.depth) * u32::from(per_request);
-        u16::try_from(wanted.next_power_of_two().clamp(64, u32::from(RING_MAX))).unwrap_or(RING_MAX)
+        u16::try_from(wanted.next_power_of_two().clamp(128, u32::from(RING_MAX)))
+            .unwrap_or(RING_MAX)
+    }
+
+    /// Guest memory besides the data buffers: rings, headers, tables, and what
+    /// aligning them wastes.
+    fn overhead(&self) -> u64 {
+        let per_slot = 4096 + 2048;
+        u64::from(self.queues) * (u64::from(self.depth) * per_slot + (64 << 10))
+    }
+
+    fn queue_options(&self, segments_max: u16) -> QueueOptions {
+        QueueOptions {
+            depth: self.depth,
+            segments_max,
+            indirect: self.indirect,
+        }
     }
 }
 
@@ -186,37 +201,33 @@ fn verified(
     span_bytes: u64,
     watcher: &mut dyn Watcher,
 ) -> Result<Report, BenchError> {
-    let sizes = slot_sizes(usize::from(plan.depth), 1 << 20);
+    let (features, config) = (vmm.features(), vmm.config());
+    let segments_max = config
+        .segments_max(features)
+        .min(plan.segments_room())
+        .min(16);
+    let largest = u64::from(config.segment_bytes_max(features)) * u64::from(segments_max);
+    let largest = usize::try_from(largest.min(LARGEST)).unwrap_or(0) / 4096 * 4096;
+    let sizes = slot_sizes(usize::from(plan.depth), largest.max(4096));
     let per_queue: u64 = sizes.iter().map(|s| *s as u64).sum();
-    let memory = GuestMemory::new(per_queue * u64::from(plan.queues) + OVERHEAD)?;
-    let segments_max = plan.segments_max();
+    let memory = GuestMemory::new(per_queue * u64::from(plan.queues) + plan.overhead())?;
     let device = GuestDevice::new(&memory, plan.queues, plan.ring_size(segments_max))?;
-    let options = QueueOptions {
-        depth: plan.depth,
-        segments_max,
-        indirect: plan.indirect,
-    };
     let mut ports = Vec::new();
     for i in 0..usize::from(plan.queues) {
-        let queue = device.blk_queue(i, vmm.features(), options)?;
-        let port = BlkPort::new(
-            queue,
-            &memory,
-            &sizes,
-            vmm.features(),
-            vmm.config(),
-            plan.seed,
-        )?;
+        let queue = device.blk_queue(i, features, plan.queue_options(segments_max))?;
+        let seed = crate::rng::mix(plan.seed ^ i as u64);
+        let port = BlkPort::new(queue, &memory, &sizes, features, config, seed)?;
         ports.push(
             port.with_spin(plan.spin)
-                .with_watch(vmm.watch()?, plan.timeout),
+                .with_watch(vmm.watch()?)
+                .with_timeout(plan.timeout),
         );
     }
     vmm.start(&device)?;
     let load = VerifyPlan {
         sectors: span_bytes / 512,
         align: u64::from(block_size(vmm)) / 512,
-        sectors_max: 2048,
+        sectors_max: LARGEST / 512,
         initial: if plan.fresh {
             Initial::Zero
         } else {

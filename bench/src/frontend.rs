@@ -19,6 +19,8 @@ mod device;
 mod error;
 mod log;
 mod memory;
+mod options;
+mod pool;
 mod queue;
 mod raw;
 mod ring;
@@ -30,12 +32,12 @@ pub use device::{GuestDevice, QueueParts};
 pub use error::VmmError;
 pub use log::{DirtyLog, LOG_PAGE};
 pub use memory::{DEFAULT_BASE, GuestMemory, MemoryError, View};
-pub use queue::{
-    BlkQueue, BufferPool, Completion, QueueError, QueueOptions, RANGES_MAX, Segment, Token,
-};
+pub use options::{InflightRegion, VmmOptions};
+pub use pool::BufferPool;
+pub use queue::{BlkQueue, Completion, QueueError, QueueOptions, RANGES_MAX, Segment, Token};
 pub use raw::RawReply;
 pub use ring::{
     DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc, RingLayout, SplitRing, passes,
 };
-pub use vmm::{InflightRegion, Vmm, VmmOptions};
+pub use vmm::Vmm;
 pub use watch::PeerWatch;

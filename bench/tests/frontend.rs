@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::{Peer, image};
 use ferry_bench::frontend::{
-    BlkQueue, BufferPool, Completion, GuestDevice, GuestMemory, Op, QueueOptions, Segment, Status,
-    Vmm, VmmError, VmmOptions,
+    BlkQueue, BufferPool, Completion, DESC_NEXT, Desc, GuestDevice, GuestMemory, Op, QueueOptions,
+    Segment, Status, Vmm, VmmError, VmmOptions,
 };
 
 fn guest(queues: u16) -> (GuestMemory, GuestDevice) {
@@ -223,6 +223,64 @@ fn the_dirty_log_names_the_pages_that_were_written() {
     log.take();
     assert_eq!(run(&mut queue, Op::Read, 0, &[buffer]), Status::Ok);
     assert_eq!(log.take(), [0u64; 0], "off is off");
+}
+
+#[test]
+fn memory_in_several_regions_goes_over_by_slots() {
+    let Some(peer) = Peer::null("memory_in_several_regions", 1) else {
+        return;
+    };
+    let options = VmmOptions {
+        memory_by_slots: true,
+        ..VmmOptions::default()
+    };
+    let mut vmm = Vmm::connect(&peer.socket, options).unwrap();
+    let memory = GuestMemory::with_regions(&[(0x10_0000, 1 << 20), (1 << 32, 1 << 20)]).unwrap();
+    let device = GuestDevice::new(&memory, 1, 64).unwrap();
+    let mut queue = device
+        .blk_queue(0, vmm.features(), QueueOptions::default())
+        .unwrap();
+    let low = Segment {
+        addr: memory.alloc_in(0, 4096, 4096).unwrap(),
+        len: 4096,
+    };
+    let high = Segment {
+        addr: memory.alloc_in(1, 4096, 4096).unwrap(),
+        len: 4096,
+    };
+    vmm.start(&device).unwrap();
+    memory.write(high.addr, &[1; 4096]).unwrap();
+    assert_eq!(run(&mut queue, Op::Read, 0, &[low, high]), Status::Ok);
+    let mut out = [1; 4096];
+    memory.read(high.addr, &mut out).unwrap();
+    assert_eq!(out, [0; 4096], "the server reached the second region");
+    vmm.stop().unwrap();
+}
+
+#[test]
+fn a_chain_that_points_nowhere_can_be_sent() {
+    let Some(peer) = Peer::null("a_chain_that_points_nowhere", 1) else {
+        return;
+    };
+    let mut vmm = Vmm::connect(&peer.socket, VmmOptions::default()).unwrap();
+    let (_, device) = guest(1);
+    vmm.start(&device).unwrap();
+    let ring = device.ring(0).unwrap();
+    ring.write_desc(
+        0,
+        Desc {
+            addr: u64::MAX - 5,
+            len: 4096,
+            flags: DESC_NEXT,
+            next: 0,
+        },
+    );
+    ring.set_avail(0, 0);
+    ring.publish(1);
+    device.queues()[0].kick.write(1).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    // How a server takes it is its own affair; that it was not completed is ours.
+    assert_eq!(ring.used_index(), 0);
 }
 
 #[test]

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::report::{Report, Tally};
-use super::{BlkPlan, OVERHEAD, Watcher};
+use super::{BlkPlan, Watcher};
 use crate::error::BenchError;
-use crate::frontend::{
-    BlkQueue, GuestDevice, GuestMemory, Op, PeerWatch, QueueOptions, Segment, Status, Vmm,
-};
+use crate::frontend::{BlkQueue, GuestDevice, GuestMemory, Op, PeerWatch, Segment, Status, Vmm};
 use crate::rng::{Rng, mix};
 
 /// How often a thread that polls looks up from its ring.
@@ -23,19 +21,21 @@ pub(super) fn measure(
     span_bytes: u64,
     watcher: &mut dyn Watcher,
 ) -> Result<Report, BenchError> {
+    let segments = segments_needed(plan, vmm)?;
     let buffers = u64::from(plan.queues) * u64::from(plan.depth);
     let per_buffer = u64::from(plan.block_bytes).next_multiple_of(4096);
-    let memory = GuestMemory::new(buffers * per_buffer + OVERHEAD)?;
-    let device = GuestDevice::new(&memory, plan.queues, plan.ring_size(1))?;
+    let memory = GuestMemory::new(buffers * per_buffer + plan.overhead())?;
+    let device = GuestDevice::new(&memory, plan.queues, plan.ring_size(segments))?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut drivers = Vec::new();
     for i in 0..plan.queues {
+        let next = Next::new(plan, i, span_bytes);
         drivers.push(Driver::new(
             plan,
             vmm,
             &device,
-            i,
-            span_bytes,
+            next,
+            segments,
             stop.clone(),
         )?);
     }
@@ -68,10 +68,26 @@ pub(super) fn measure(
     Ok(Report::of_load(plan, elapsed, &tally))
 }
 
+/// Segments of a request: more than one only where the server limits their size.
+fn segments_needed(plan: &BlkPlan, vmm: &Vmm) -> Result<u16, BenchError> {
+    let (features, config) = (vmm.features(), vmm.config());
+    let limit = config.segment_bytes_max(features);
+    let needed = u16::try_from(plan.block_bytes.div_ceil(limit)).unwrap_or(u16::MAX);
+    let most = config.segments_max(features).min(plan.segments_room());
+    if needed > most {
+        return Err(BenchError::Usage(format!(
+            "--block-size {} takes {needed} segments of the server's {limit} bytes, and {most} is \
+             the most at this depth; use smaller blocks or a smaller --depth",
+            plan.block_bytes
+        )));
+    }
+    Ok(needed)
+}
+
 /// One queue's thread.
 struct Driver {
     queue: BlkQueue,
-    buffers: Vec<Segment>,
+    buffers: Vec<Vec<Segment>>,
     free: Vec<usize>,
     /// By the queue's slot: our buffer, and when it was submitted.
     flights: Vec<(usize, Instant)>,
@@ -88,28 +104,24 @@ impl Driver {
         plan: &BlkPlan,
         vmm: &Vmm,
         device: &GuestDevice,
-        i: u16,
-        span_bytes: u64,
+        next: Next,
+        segments: u16,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, BenchError> {
-        let options = QueueOptions {
-            depth: plan.depth,
-            segments_max: 1,
-            indirect: plan.indirect,
-        };
-        let queue = device.blk_queue(usize::from(i), vmm.features(), options)?;
-        let len = plan.block_bytes;
+        let (features, len) = (vmm.features(), plan.block_bytes);
+        let limit = vmm.config().segment_bytes_max(features);
+        let queue = device.blk_queue(next.queue, features, plan.queue_options(segments))?;
         let mut buffers = Vec::new();
         for _ in 0..plan.depth {
             let addr = device.memory().alloc(u64::from(len), 4096)?;
-            buffers.push(Segment { addr, len });
+            buffers.push(Segment::cut(addr, len, limit));
         }
         Ok(Self {
             queue,
             free: (0..buffers.len()).collect(),
             flights: vec![(0, Instant::now()); buffers.len()],
             buffers,
-            next: Next::new(plan, i, span_bytes),
+            next,
             stop,
             watch: vmm.watch()?,
             spin: plan.spin,
@@ -143,7 +155,7 @@ impl Driver {
         let now = Instant::now();
         while let Some(buffer) = self.free.pop() {
             let (op, sector) = self.next.draw();
-            let token = self.queue.submit(op, sector, &[self.buffers[buffer]])?;
+            let token = self.queue.submit(op, sector, &self.buffers[buffer])?;
             self.flights[token.slot()] = (buffer, now);
         }
         self.queue.commit()?;
@@ -199,6 +211,7 @@ impl Driver {
 
 /// Draws the next request of a queue.
 struct Next {
+    queue: usize,
     rng: Rng,
     random: bool,
     read_percent: u64,
@@ -211,6 +224,7 @@ impl Next {
     fn new(plan: &BlkPlan, queue: u16, span_bytes: u64) -> Self {
         let blocks = span_bytes / u64::from(plan.block_bytes);
         Self {
+            queue: usize::from(queue),
             rng: Rng::new(mix(plan.seed ^ mix(u64::from(queue)))),
             random: plan.pattern.random,
             read_percent: u64::from(plan.pattern.read_percent),

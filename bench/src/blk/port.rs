@@ -8,16 +8,19 @@ use crate::frontend::{
     feature,
 };
 use crate::rng::Rng;
-use crate::stamp::{Kind, SECTOR, Span};
+use crate::stamp::{Kind, Span};
 use crate::verify::{Outcome, Port};
+
+const SECTOR_BYTES: u32 = 512;
 
 /// Buffer sizes for a depth: one of `largest`, a few of a quarter of it, the
 /// rest of 32 KiB, so that large requests are seen and memory stays small.
 pub fn slot_sizes(depth: usize, largest: usize) -> Vec<usize> {
+    let small = largest.min(32 << 10);
     let size = |i| match i {
         0 => largest,
-        1..4 => largest / 4,
-        _ => 32 << 10,
+        1..4 => (largest / 4).next_multiple_of(4096).max(small),
+        _ => small,
     };
     (0..depth).map(size).collect()
 }
@@ -35,7 +38,8 @@ pub struct BlkPort {
     config: BlkConfig,
     rng: Rng,
     spin: Duration,
-    watch: Option<(PeerWatch, Duration)>,
+    watch: Option<PeerWatch>,
+    timeout: Option<Duration>,
     last_seen: Instant,
     segments_max: usize,
 }
@@ -56,15 +60,10 @@ impl BlkPort {
             Ok((addr, memory.view(addr, *size as u64)?))
         };
         let buffers = sizes.iter().map(buffer).collect::<Result<_, _>>()?;
-        let told = usize::try_from(config.seg_max).unwrap_or(usize::MAX);
-        let known = features & feature::SEG_MAX != 0;
+        let told = usize::from(config.segments_max(features));
         Ok(Self {
             slot_of: vec![None; queue.depth()],
-            segments_max: if known {
-                told.clamp(1, queue.segments_max())
-            } else {
-                1
-            },
+            segments_max: told.min(queue.segments_max()),
             queue,
             buffers,
             sizes: sizes.to_vec(),
@@ -74,6 +73,7 @@ impl BlkPort {
             rng: Rng::new(seed),
             spin: Duration::from_micros(20),
             watch: None,
+            timeout: None,
             last_seen: Instant::now(),
         })
     }
@@ -84,49 +84,42 @@ impl BlkPort {
         self
     }
 
-    /// Fail when the server closes this connection, or completes nothing for
-    /// `timeout`. Without, the port waits for ever: what a device that moves
-    /// between servers needs.
-    pub fn with_watch(mut self, watch: PeerWatch, timeout: Duration) -> Self {
-        self.watch = Some((watch, timeout));
+    /// Fails when the server closes this connection. Not for a device that moves
+    /// between servers.
+    pub fn with_watch(mut self, watch: PeerWatch) -> Self {
+        self.watch = Some(watch);
         self
     }
 
+    /// Fails when nothing completes for so long. Without, the port waits for ever.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// A buffer in as many pieces as the limits demand, or at random in more.
     fn segments(&mut self, slot: usize, bytes: usize) -> Vec<Segment> {
-        let addr = self.buffers[slot].0;
-        let sectors = bytes / SECTOR;
-        let most = self.segments_max.min(sectors).max(1) as u64;
-        let pieces = usize::try_from(1 + self.rng.below(most)).unwrap_or(1);
-        let each = sectors / pieces * SECTOR;
-        let piece = |i: usize| {
-            let len = if i + 1 == pieces {
-                bytes - each * i
-            } else {
-                each
-            };
-            Segment {
-                addr: addr + (each * i) as u64,
-                len: u32::try_from(len).unwrap_or(u32::MAX),
-            }
-        };
-        (0..pieces).map(piece).collect()
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let limit = self.config.segment_bytes_max(self.features);
+        let fewest = u64::from(bytes.div_ceil(limit));
+        let more = (self.segments_max as u64).saturating_sub(fewest).min(3);
+        let pieces = u32::try_from(fewest + self.rng.below(more + 1)).unwrap_or(1);
+        // Whole sectors each, so a little more than the even share.
+        let share = bytes.div_ceil(pieces).next_multiple_of(SECTOR_BYTES);
+        Segment::cut(self.buffers[slot].0, bytes, share.min(limit))
     }
 
     fn check_peer(&self) -> Result<(), BenchError> {
-        let Some((watch, timeout)) = &self.watch else {
-            return Ok(());
-        };
         let in_flight = self.queue.in_flight();
-        if watch.gone() {
+        if self.watch.as_ref().is_some_and(PeerWatch::gone) {
             return Err(BenchError::Gone { in_flight });
         }
-        if self.last_seen.elapsed() > *timeout {
-            return Err(BenchError::Stuck {
-                after: *timeout,
-                in_flight,
-            });
+        match self.timeout {
+            Some(after) if in_flight > 0 && self.last_seen.elapsed() > after => {
+                Err(BenchError::Stuck { after, in_flight })
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn pop_all(&mut self, done: &mut Vec<(usize, Outcome)>) -> Result<bool, BenchError> {

@@ -78,7 +78,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     plan.check()?;
     let verifier = device::start(&plan)?;
     let began = Instant::now();
-    load(&verifier, &stop, began);
+    let told_so_far = load(&verifier, &stop, began);
     let seconds = began.elapsed().as_secs_f64();
     let mut next = Instant::now();
     let verdict = verifier.finish(|checked, total| {
@@ -90,7 +90,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
             ));
         }
     })?;
-    for finding in &verdict.findings {
+    for finding in verdict.findings.iter().skip(told_so_far) {
         say(&told(finding));
     }
     if args.json {
@@ -107,7 +107,9 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     Ok(verdict.is_clean())
 }
 
-fn load(verifier: &Verifier<RingPort>, stop: &Stop, began: Instant) {
+/// Runs until it is time to stop; returns the number of mismatches told.
+fn load(verifier: &Verifier<RingPort>, stop: &Stop, began: Instant) -> usize {
+    let mut count = 0;
     let mut next = began + Duration::from_secs(1);
     while !stop.is_due(began) && !verifier.has_failed() {
         std::thread::sleep(Duration::from_millis(50));
@@ -116,9 +118,11 @@ fn load(verifier: &Verifier<RingPort>, stop: &Stop, began: Instant) {
             say(&status(tick(began), &verifier.progress()));
             for finding in verifier.new_findings() {
                 say(&told(&finding));
+                count += 1;
             }
         }
     }
+    count
 }
 
 fn status(t: u64, p: &Progress) -> String {

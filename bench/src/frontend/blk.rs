@@ -69,6 +69,23 @@ impl BlkConfig {
     /// Bytes of the configuration space, up to and with the write-zeroes part.
     pub const BYTES: u32 = 60;
 
+    /// Most bytes of a segment, if these features limit it; whole sectors.
+    pub fn segment_bytes_max(&self, features: u64) -> u32 {
+        let limited = features & feature::SIZE_MAX != 0 && self.size_max >= 512;
+        if limited {
+            self.size_max / 512 * 512
+        } else {
+            u32::MAX
+        }
+    }
+
+    /// Most data segments of a request; one if the server does not tell.
+    pub fn segments_max(&self, features: u64) -> u16 {
+        let told = features & feature::SEG_MAX != 0;
+        let max = u16::try_from(self.seg_max).unwrap_or(u16::MAX);
+        if told { max.max(1) } else { 1 }
+    }
+
     /// Reads the fields; what is missing at the end reads as zero.
     pub fn parse(raw: &[u8]) -> Self {
         Self {

@@ -9,6 +9,8 @@
 //! The server is not trusted: what it writes into the used ring is checked
 //! before it is used as an index.
 
+mod types;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -18,8 +20,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::blk::{Op, Range, Status, feature};
-use super::memory::{GuestMemory, MemoryError, View};
+use super::memory::{GuestMemory, View};
 use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc, SplitRing, passes};
+
+pub use types::{Completion, QueueError, QueueOptions, Segment, Token};
 
 /// Most ranges that one discard or write-zeroes carries.
 pub const RANGES_MAX: usize = 16;
@@ -27,116 +31,6 @@ pub const RANGES_MAX: usize = 16;
 const RANGES_AT: usize = 16;
 const STATUS_AT: usize = 320;
 const TABLE_AT: usize = 384;
-
-/// A piece of a request's data in guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Guest address.
-    pub addr: u64,
-    /// Bytes.
-    pub len: u32,
-}
-
-/// Names a request from submit to completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Token {
-    slot: u16,
-    serial: u32,
-}
-
-impl Token {
-    /// Below the queue's depth, and nobody else's while the request is in
-    /// flight: an index for the caller's own table.
-    pub fn slot(self) -> usize {
-        usize::from(self.slot)
-    }
-}
-
-/// A request that came back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Completion {
-    /// Which one.
-    pub token: Token,
-    /// How it ended.
-    pub status: Status,
-    /// Bytes that the device says it wrote, the status byte included.
-    pub written: u32,
-}
-
-/// How a queue is driven.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueOptions {
-    /// Most requests in flight.
-    pub depth: u16,
-    /// Most data segments of a request.
-    pub segments_max: u16,
-    /// Put each chain into a table of its own, if the feature was negotiated.
-    pub indirect: bool,
-}
-
-impl Default for QueueOptions {
-    fn default() -> Self {
-        Self {
-            depth: 32,
-            segments_max: 8,
-            indirect: false,
-        }
-    }
-}
-
-impl QueueOptions {
-    /// The same with another depth.
-    pub fn with_depth(self, depth: u16) -> Self {
-        Self { depth, ..self }
-    }
-}
-
-/// What can go wrong on a queue.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    /// All slots or descriptors are taken: poll, then submit again.
-    #[error("the queue is full")]
-    Full,
-    /// More segments or ranges than the queue was laid out for, or none where
-    /// some are needed.
-    #[error("a request of {got} segments on a queue laid out for 1 to {max}")]
-    Segments {
-        /// What the request has.
-        got: usize,
-        /// What the queue takes.
-        max: usize,
-    },
-    /// Depth zero, or a ring that cannot hold the depth.
-    #[error("a depth of {depth} does not fit a ring of {size} descriptors; use 1 to {size}")]
-    Depth {
-        /// What was asked for.
-        depth: u16,
-        /// The ring's size.
-        size: u16,
-    },
-    /// The server completed something that was not in flight.
-    #[error("the server returned descriptor {id}, which is not in flight; its used ring is broken")]
-    NotInFlight {
-        /// The descriptor head.
-        id: u32,
-    },
-    /// The server's used index moved by more than is in flight.
-    #[error(
-        "the server moved the used index by {moved} with {in_flight} in flight; its used ring is broken"
-    )]
-    UsedJump {
-        /// By how much.
-        moved: u16,
-        /// How many requests it could have completed.
-        in_flight: u16,
-    },
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// An eventfd or epoll failed.
-    #[error("the host's event descriptors failed: {0}")]
-    Event(#[from] io::Error),
-}
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
@@ -521,46 +415,6 @@ fn drain(event: &EventFd) -> io::Result<()> {
     match event.read() {
         Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
         _ => Ok(()),
-    }
-}
-
-/// Equal buffers in guest memory, lent and given back.
-#[derive(Debug)]
-pub struct BufferPool {
-    memory: GuestMemory,
-    bytes: u32,
-    free: Vec<u64>,
-}
-
-impl BufferPool {
-    /// Takes `count` buffers of `bytes` each from guest memory, page-aligned.
-    pub fn new(memory: &GuestMemory, count: usize, bytes: u32) -> Result<Self, MemoryError> {
-        let take = |_| memory.alloc(u64::from(bytes), 4096);
-        let mut free = (0..count).map(take).collect::<Result<Vec<_>, _>>()?;
-        free.reverse();
-        Ok(Self {
-            memory: memory.clone(),
-            bytes,
-            free,
-        })
-    }
-
-    /// Lends a buffer, if one is left.
-    pub fn take(&mut self) -> Option<Segment> {
-        self.free.pop().map(|addr| Segment {
-            addr,
-            len: self.bytes,
-        })
-    }
-
-    /// Takes a buffer back.
-    pub fn give(&mut self, buffer: Segment) {
-        self.free.push(buffer.addr);
-    }
-
-    /// The memory the buffers lie in.
-    pub fn memory(&self) -> &GuestMemory {
-        &self.memory
     }
 }
 
