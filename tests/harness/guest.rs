@@ -93,7 +93,7 @@ impl Qemu {
         serial.accept(secs(30)).map_err(|Failure(words)| {
             Failure(format!("{words}; {name} said: {}", process.last_words()))
         })?;
-        let qmp = Qmp::connect(name, &qmp_socket)?;
+        let qmp = Qmp::connect(name, &qmp_socket, || process.ensure_alive())?;
         process.ensure_alive()?;
         Ok(Self {
             process,
@@ -175,7 +175,7 @@ fn disk_arguments(machine: &Machine, disks: &[&Path]) -> Vec<String> {
 pub fn guest_folder() -> Check<&'static Path> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
-        if let Some(folder) = std::env::var_os("FERRY_GUEST") {
+        if let Some(folder) = std::env::var_os("FERRY_GUEST").filter(|folder| !folder.is_empty()) {
             return Ok(PathBuf::from(folder));
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");

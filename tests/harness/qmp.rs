@@ -26,12 +26,16 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, waiting for the socket to appear, and leaves the greeting's
-    /// mode.
-    pub fn connect(name: &str, path: &Path) -> Check<Self> {
+    /// Connects, waiting for the socket to appear while `alive` has no
+    /// objection, and leaves the greeting's mode.
+    pub fn connect(name: &str, path: &Path, mut alive: impl FnMut() -> Check) -> Check<Self> {
         let what = format!("the monitor of {name}");
-        let stream = wait_for(&what, secs(20), || Ok(UnixStream::connect(path).ok()))?;
+        let stream = wait_for(&what, secs(20), || {
+            alive()?;
+            Ok(UnixStream::connect(path).ok())
+        })?;
         stream.set_read_timeout(Some(READ_SLICE))?;
+        stream.set_write_timeout(Some(REPLY_LIMIT))?;
         let mut qmp = Self {
             reader: BufReader::new(stream.try_clone()?),
             writer: stream,

@@ -50,6 +50,8 @@ impl Serial {
             Ok(listener.accept().ok().map(|(stream, _)| stream))
         })?;
         stream.set_nonblocking(false)?;
+        // A QEMU that hangs must not hang the test.
+        stream.set_write_timeout(Some(limit))?;
         let reader = stream.try_clone()?;
         let log = File::create(&self.log)?;
         let heard = Arc::clone(&self.heard);
