@@ -44,6 +44,9 @@ enum Command {
         /// The configuration (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// End when standard input does, for a parent that may die.
+        #[arg(long)]
+        until_eof: bool,
     },
     /// The daemon's disks.
     #[command(subcommand)]
@@ -161,7 +164,7 @@ pub fn run(arguments: Arguments) -> Done {
     let client = || Client::connect(&control);
     match arguments.command {
         Command::Serve(arguments) => serve::serve(&arguments),
-        Command::Daemon { config } => serve::daemon(&config),
+        Command::Daemon { config, until_eof } => serve::daemon(&config, until_eof),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Disk(command) => disk(command, &mut client()?),
         Command::Migrate(command) => migrate(command, &mut client()?),

@@ -110,8 +110,14 @@ pub fn qemu_lines(socket: &Path, queues: u16) -> Vec<String> {
 }
 
 /// The daemon, until it is told to end.
-pub fn daemon(config: &Path) -> Done {
+pub fn daemon(config: &Path, until_eof: bool) -> Done {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    if until_eof {
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = signal_hook::low_level::raise(SIGTERM);
+        });
+    }
     let config = Config::load(config)?;
     let control_socket = config.control_socket();
     let disks = config.disks.clone();

@@ -141,6 +141,12 @@ impl<P: Port> Verifier<P> {
         self.shared.progress()
     }
 
+    /// The longest time without any completion since the last call, or the start. Taken just
+    /// before a handover and just after it, it is the handover's blackout.
+    pub fn take_gap(&self) -> Duration {
+        self.shared.take_gap()
+    }
+
     /// Mismatches found since the last call, at most the first few of a run.
     pub fn new_findings(&self) -> Vec<Finding> {
         self.shared.new_findings()

@@ -115,6 +115,10 @@ impl Shared {
             .fetch_max(now.saturating_sub(last), Ordering::Relaxed);
     }
 
+    pub fn take_gap(&self) -> Duration {
+        Duration::from_nanos(self.gap_max_ns.swap(0, Ordering::Relaxed))
+    }
+
     pub fn report(&self, wrong: Vec<Mismatch>) {
         if wrong.is_empty() {
             return;
