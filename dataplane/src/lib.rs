@@ -1,4 +1,30 @@
-//! The engine.
+//! The engine: polled io_uring workers that carry requests from queues to backends.
+//!
+//! ```text
+//!              RequestQueue (a virtqueue, in crate ferry-vhost)
+//!   fetch: pop, copy, validate │                       ▲ complete, publish: used ring, one call
+//!                              ▼                       │
+//!   worker thread:  slot ─► admit ─► start ─► io_uring / copy ─► finish ─► deliver
+//!                    │       │                     │                │
+//!                    │       └ waits: range, buffer│                └ waits: mirror, delay
+//!                    └ owns guest memory, bounce buffer until the CQE
+//!                                                  ▼
+//!                              Backend: image (O_DIRECT), memory, null
+//! ```
+//!
+//! # Glossary
+//!
+//! - **worker** ([`worker`]): a thread with one io_uring, the only owner of the queues it polls.
+//! - **queue** ([`queue::RequestQueue`]): where requests come from. The engine knows no vhost-user.
+//! - **slot** ([`slots`]): a request in hand; owns what the kernel may touch.
+//! - **lane**: one disk on one worker. **disk** ([`disk::Disk`]): its lanes and where its queues are.
+//! - **backend** ([`backend`]): where the bytes go.
+//! - **tap**, **range lock**, **gate** ([`lifecycle`]): what a migration needs of a disk.
+//!
+//! Control reaches a worker as bounded messages between two polls. Time is read in one place
+//! ([`clock`]) and passed on. Every bound has a name ([`limits`]). Unsafe code is in `ring`, `sys`,
+//! `buffer`, `segments` and `backend::memory` alone.
+
 pub mod backend;
 pub mod buffer;
 pub mod clock;
