@@ -63,7 +63,7 @@ impl BlkPort {
         let told = usize::from(config.segments_max(features));
         Ok(Self {
             slot_of: vec![None; queue.depth()],
-            segments_max: told.min(queue.segments_max()),
+            segments_max: told.min(queue.segments_at_depth()),
             queue,
             buffers,
             sizes: sizes.to_vec(),

@@ -254,6 +254,16 @@ impl BlkQueue {
         self.chain_max - 2
     }
 
+    /// Most data segments with which every request of the depth still finds its
+    /// descriptors; below that, `submit` may say [`QueueError::Full`] early.
+    pub fn segments_at_depth(&self) -> usize {
+        if self.indirect {
+            return self.segments_max();
+        }
+        let share = self.slot_of.len() / self.slots.len();
+        share.saturating_sub(2).clamp(1, self.segments_max())
+    }
+
     /// Whether a request of so many segments can be submitted now.
     pub fn has_room(&self, segments: usize) -> bool {
         !self.free_slots.is_empty() && self.free_descs.len() >= self.descs_for(segments)
