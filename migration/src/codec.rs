@@ -118,6 +118,8 @@ pub struct Abort {
 pub struct Refused {
     /// Cause and mend, for a person.
     pub reason: String,
+    /// Whether the cause passes by itself within seconds: ask again.
+    pub passing: bool,
 }
 
 /// A command for a VMM's monitor on the other host.
@@ -317,6 +319,7 @@ fn protocol(what: &str) -> CodecError {
 pub fn refused(reason: impl Into<String>) -> Message {
     Message::Refused(Refused {
         reason: cut(reason.into()),
+        passing: false,
     })
 }
 

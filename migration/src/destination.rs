@@ -160,7 +160,7 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
         daemon: ownership.daemon(),
     };
     // The record's mutex orders this against an activation: whoever comes second sees the first.
-    match ownership.apply(event) {
+    session::clearing(|| match ownership.apply(event) {
         Ok(applied) => {
             // Granted is only left standing by `Settle`; every other success refuses the id.
             if !ownership.state().refuses(migration, epoch) {
@@ -179,7 +179,7 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
         }
         Err(OwnershipError::Refused(Refusal::Activated { .. })) => Message::Activated(answer),
         Err(error) => refused(error.to_string()),
-    }
+    })
 }
 
 /// Lets a granted disk wait for its first descriptor, for a daemon that starts and finds `granted`

@@ -11,12 +11,12 @@ use ferry_dataplane::buffer::AlignedBuf;
 
 use super::{DestinationHost, PreparedTarget, answer_hand_back, arm};
 use crate::codec::{
-    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Returned, Tag, Zero,
-    cut, data_intact, read_frame, refused, write_message,
+    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Refused, Returned, Tag,
+    Zero, cut, data_intact, read_frame, refused, write_message,
 };
 use crate::ids::Claim;
-use crate::lease::Peer;
 use crate::lease::ownership::{Applied, OwnershipError};
+use crate::lease::{Ownership, Peer};
 use crate::negotiate::{Hello, Ready, check_hello, check_target};
 use crate::phase::{Event, Phase};
 use crate::schema::BlkState;
@@ -99,9 +99,9 @@ impl Voice {
 pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &Hello) {
     let target = match prepare(host, hello) {
         Ok(target) => target,
-        Err(reason) => {
-            tracing::warn!(claim = %hello.claim, reason, "an incoming disk is refused");
-            let _ = write_message(&mut stream, &refused(reason));
+        Err(no) => {
+            tracing::warn!(claim = %hello.claim, reason = no.reason, "an incoming disk is refused");
+            let _ = write_message(&mut stream, &Message::Refused(no));
             return;
         }
     };
@@ -150,20 +150,50 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
     }
 }
 
+/// Held while a disk's place is taken or cleared, so that an offer never meets a half-cleared one.
+static PLACES: Mutex<()> = Mutex::new(());
+
+/// Makes a copy's end durable and then has the host clear its place, as one step for new offers.
+pub(super) fn clearing<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = lock(&PLACES);
+    work()
+}
+
 /// Makes room and makes `incoming` durable; after this a copy is there to be discarded.
-fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTarget, String> {
-    check_hello(hello)?;
+fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTarget, Refused> {
+    let _alone = lock(&PLACES);
+    let final_word = |reason: String| Refused {
+        reason: cut(reason),
+        passing: false,
+    };
+    check_hello(hello).map_err(final_word)?;
+    let known = host.ownership(&hello.claim.disk);
+    // Most often the rest of an attempt that its source has left and this side not yet.
+    if known
+        .as_ref()
+        .is_some_and(|known| matches!(known.phase(), Phase::Incoming { .. }))
+    {
+        let reason = format!("disk {} is being received already", hello.claim.disk);
+        return Err(Refused {
+            reason,
+            passing: true,
+        });
+    }
+    prepare_alone(host, hello, known.as_deref()).map_err(final_word)
+}
+
+fn prepare_alone(
+    host: &Arc<dyn DestinationHost>,
+    hello: &Hello,
+    known: Option<&Ownership>,
+) -> Result<PreparedTarget, String> {
     let claim = &hello.claim;
     // Before the host makes an image: a record that cannot take the disk says so without one.
-    if let Some(known) = host.ownership(&claim.disk) {
+    if let Some(known) = known {
         let (migration, epoch) = (claim.migration, claim.epoch);
         let event = Event::Accept { migration, epoch };
         crate::phase::next(&known.state(), event).map_err(|refusal| refusal.to_string())?;
-        let phase = known.phase();
-        if matches!(phase, Phase::Incoming { .. }) {
-            return Err(format!("{claim} is being received already"));
-        }
-        let blank = matches!(phase, Phase::Vacant | Phase::Returned { .. });
+        let blank = matches!(known.phase(), Phase::Vacant | Phase::Returned { .. });
         if !blank && known.disk_uuid() != hello.disk_uuid {
             // Epochs of two disks say nothing about each other.
             return Err(format!(
@@ -199,17 +229,19 @@ fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTar
 
 /// The tombstone first, then the copy.
 fn give_up(host: &Arc<dyn DestinationHost>, target: &PreparedTarget, claim: &Claim, why: &str) {
-    match target.ownership.apply(Event::Discard {
-        migration: claim.migration,
-    }) {
-        Ok(Applied::Changed) => host.discard(claim, why),
-        // Whoever changed it discards it.
-        Ok(Applied::Repeated) => {}
-        Err(OwnershipError::Refused(refusal)) => {
-            tracing::info!(%claim, %refusal, "the copy is kept");
+    clearing(|| {
+        match target.ownership.apply(Event::Discard {
+            migration: claim.migration,
+        }) {
+            Ok(Applied::Changed) => host.discard(claim, why),
+            // Whoever changed it discards it.
+            Ok(Applied::Repeated) => {}
+            Err(OwnershipError::Refused(refusal)) => {
+                tracing::info!(%claim, %refusal, "the copy is kept");
+            }
+            Err(error) => tracing::error!(%claim, %error, "the copy cannot be given up durably"),
         }
-        Err(error) => tracing::error!(%claim, %error, "the copy cannot be given up durably"),
-    }
+    });
 }
 
 struct Session<'a> {
@@ -425,19 +457,21 @@ pub(super) fn abort(host: &Arc<dyn DestinationHost>, abort: &codec::Abort) -> Me
     let Some(ownership) = host.ownership(&claim.disk) else {
         return refused(format!("disk {} is not known here", claim.disk));
     };
-    match ownership.apply(Event::Discard {
-        migration: claim.migration,
-    }) {
-        Ok(applied) => {
-            if applied == Applied::Changed {
-                host.discard(claim, "the source aborted the migration");
+    clearing(|| {
+        match ownership.apply(Event::Discard {
+            migration: claim.migration,
+        }) {
+            Ok(applied) => {
+                if applied == Applied::Changed {
+                    host.discard(claim, "the source aborted the migration");
+                }
+                Message::Returned(Returned {
+                    claim: claim.clone(),
+                    daemon: ownership.daemon(),
+                    reason: "aborted".to_owned(),
+                })
             }
-            Message::Returned(Returned {
-                claim: claim.clone(),
-                daemon: ownership.daemon(),
-                reason: "aborted".to_owned(),
-            })
+            Err(error) => refused(error.to_string()),
         }
-        Err(error) => refused(error.to_string()),
-    }
+    })
 }

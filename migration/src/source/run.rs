@@ -6,7 +6,7 @@
 
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use ferry_dataplane::lifecycle::{TapEvent, WriteTap};
@@ -23,6 +23,11 @@ use crate::negotiate::{Hello, ImageKind, Ready};
 use crate::phase::Phase;
 use crate::report::HandoverReport;
 use crate::transport::{self, ANSWER_PATIENCE, Paced, SILENCE};
+
+/// How long an offer is repeated: an abandoned copy is noticed within the silence that is borne.
+const BUSY_PATIENCE: Duration = Duration::from_secs(8);
+/// Between two offers.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Conductor {
     pub params: SourceParams,
@@ -108,7 +113,29 @@ impl Conductor {
         }
     }
 
+    /// Offers the disk, again and again while the destination clears up after an earlier attempt.
     fn preflight(&self) -> Result<(TcpStream, Ready), Stop> {
+        let give_up = Instant::now() + BUSY_PATIENCE;
+        loop {
+            match self.offer()? {
+                Ok(agreed) => return Ok(agreed),
+                Err(no) if !no.passing || Instant::now() >= give_up => {
+                    return Err(Stop::Lost(format!(
+                        "the destination refused: {}",
+                        no.reason
+                    )));
+                }
+                Err(_) => {
+                    let pause = Some(Instant::now() + BUSY_PAUSE);
+                    if let Some(stop) = self.shared.wait(pause, |live| Stop::of(live)) {
+                        return Err(stop);
+                    }
+                }
+            }
+        }
+    }
+
+    fn offer(&self) -> Result<Result<(TcpStream, Ready), codec::Refused>, Stop> {
         let lost = |error: codec::CodecError| {
             Stop::Lost(format!("no agreement with {}: {error}", self.params.peer))
         };
@@ -138,11 +165,8 @@ impl Conductor {
         };
         let _ = stream.set_read_timeout(Some(SILENCE));
         match answer {
-            Message::Ready(ready) => Ok((stream, ready)),
-            Message::Refused(refused) => Err(Stop::Lost(format!(
-                "the destination refused: {}",
-                refused.reason
-            ))),
+            Message::Ready(ready) => Ok(Ok((stream, ready))),
+            Message::Refused(no) => Ok(Err(no)),
             _ => Err(Stop::Lost(
                 "the destination answered an offer with something else".into(),
             )),
@@ -380,6 +404,6 @@ impl Lap {
     }
 }
 
-pub(super) fn micros(time: std::time::Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
