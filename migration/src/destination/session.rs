@@ -438,14 +438,18 @@ impl Session<'_> {
         armed.map_err(|error| {
             // Granted, but it cannot serve: the same as a hand-back.
             let (migration, epoch) = (claim.migration, claim.epoch);
-            match self
-                .target
-                .ownership
-                .apply(Event::HandBack { migration, epoch })
-            {
-                Ok(_) => self.host.discard(claim, "the device cannot take it"),
-                Err(error) => tracing::error!(%claim, %error, "a failed grant is not taken back"),
-            }
+            clearing(|| {
+                match self
+                    .target
+                    .ownership
+                    .apply(Event::HandBack { migration, epoch })
+                {
+                    Ok(_) => self.host.discard(claim, "the device cannot take it"),
+                    Err(error) => {
+                        tracing::error!(%claim, %error, "a failed grant is not taken back")
+                    }
+                }
+            });
             error.to_string()
         })
     }
