@@ -446,7 +446,7 @@ impl Session<'_> {
                 {
                     Ok(_) => self.host.discard(claim, "the device cannot take it"),
                     Err(error) => {
-                        tracing::error!(%claim, %error, "a failed grant is not taken back")
+                        tracing::error!(%claim, %error, "a failed grant is not taken back");
                     }
                 }
             });
