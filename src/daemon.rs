@@ -7,23 +7,19 @@ pub mod disks;
 mod host;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ferry_dataplane::worker::{Worker, WorkerHandle};
-use ferry_migration::destination::{DestinationHost, serve_connection};
+use ferry_migration::destination::{DestinationHost, Server};
 use ferry_migration::ids::{DaemonId, DiskId};
-use ferry_migration::{lease, transport};
+use ferry_migration::lease;
 
 use crate::config::Config;
 use crate::error::{Done, Failure};
 use crate::migrate::Migrations;
 use disks::Served;
-
-/// Connections of peers served at a time.
-const PEERS_MAX: usize = 64;
 
 /// A running daemon.
 pub struct Daemon {
@@ -32,8 +28,6 @@ pub struct Daemon {
     pub migrations: Migrations,
     disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
     next_home: AtomicUsize,
-    peers: AtomicUsize,
-    stopping: AtomicBool,
     /// Dropped last: the disks need them to drain.
     workers: Vec<Worker>,
     own: Weak<Daemon>,
@@ -63,8 +57,6 @@ impl Daemon {
             migrations: Migrations::default(),
             disks: Mutex::default(),
             next_home: AtomicUsize::new(0),
-            peers: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
             workers,
             own: own.clone(),
         }))
@@ -95,25 +87,22 @@ impl Daemon {
         })
     }
 
-    /// Listens for peers; returns the address taken.
-    pub fn listen_for_peers(self: &Arc<Self>) -> Done<SocketAddr> {
+    /// Listens for peers, until the server is dropped.
+    pub fn listen_for_peers(self: &Arc<Self>) -> Done<Server> {
         let address = &self.config.migration.listen;
-        let failed = |error| Failure::Failed(format!("cannot listen on {address}: {error}"));
-        let listener = transport::listen(address).map_err(failed)?;
-        let taken = listener.local_addr().map_err(failed)?;
-        if !taken.ip().is_loopback() {
-            tracing::warn!(%taken, "peers are not authenticated yet: whoever reaches this address may move disks");
+        let host: Arc<dyn DestinationHost> = self.clone();
+        let server = Server::start(address, host).map_err(|error| {
+            Failure::Failed(format!("cannot listen for peers on {address}: {error}"))
+        })?;
+        if !server.address().ip().is_loopback() {
+            tracing::warn!(address = %server.address(),
+                "peers are not authenticated yet: whoever reaches this address may move disks");
         }
-        let daemon = Arc::downgrade(self);
-        std::thread::Builder::new()
-            .name("ferry-peers".into())
-            .spawn(move || accept_peers(&listener, &daemon))?;
-        Ok(taken)
+        Ok(server)
     }
 
     /// Stops every disk: in reverse of the start, migrations first.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
         self.migrations.stop();
         let disks = std::mem::take(&mut *self.disks());
         drop(disks);
@@ -122,41 +111,5 @@ impl Daemon {
     /// Where a disk without a socket of its own listens.
     pub fn socket_of(&self, id: &DiskId) -> PathBuf {
         self.config.run_dir.join(format!("{id}.sock"))
-    }
-}
-
-fn accept_peers(listener: &TcpListener, daemon: &Weak<Daemon>) {
-    for stream in listener.incoming() {
-        let Some(daemon) = daemon.upgrade() else {
-            return;
-        };
-        if daemon.stopping.load(Ordering::SeqCst) {
-            return;
-        }
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a peer could not be accepted");
-                std::thread::sleep(std::time::Duration::from_millis(50));
-                continue;
-            }
-        };
-        if daemon.peers.fetch_add(1, Ordering::SeqCst) >= PEERS_MAX {
-            daemon.peers.fetch_sub(1, Ordering::SeqCst);
-            tracing::warn!("too many peers at once; one was turned away");
-            continue;
-        }
-        let served = daemon.clone();
-        let spawned = std::thread::Builder::new()
-            .name("ferry-peer".into())
-            .spawn(move || {
-                let host: Arc<dyn DestinationHost> = served.clone();
-                serve_connection(stream, &host);
-                served.peers.fetch_sub(1, Ordering::SeqCst);
-            });
-        if let Err(error) = spawned {
-            daemon.peers.fetch_sub(1, Ordering::SeqCst);
-            tracing::warn!(%error, "a peer could not be served");
-        }
     }
 }

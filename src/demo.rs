@@ -77,7 +77,7 @@ fn micros(time: Duration) -> u64 {
 
 /// Runs the demo; fails unless everything was verified.
 pub fn run(arguments: &DemoArguments) -> Done {
-    if arguments.size < 16 << 20 || arguments.size % 4096 != 0 {
+    if arguments.size < 16 << 20 || !arguments.size.is_multiple_of(4096) {
         return Err(Failure::Usage(
             "--size must be 16M or more, in whole 4k".into(),
         ));

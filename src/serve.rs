@@ -133,16 +133,18 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
     control::serve(daemon.clone(), &control_socket)?;
     if output::json_mode() {
         output::json_line(&json!({
-            "ready": true, "control": control_socket, "peers": peers.to_string(),
+            "ready": true, "control": control_socket, "peers": peers.address().to_string(),
         }));
     } else {
         println!(
-            "control socket {}, peers at {peers}",
-            control_socket.display()
+            "control socket {}, peers at {}",
+            control_socket.display(),
+            peers.address()
         );
     }
     signals.forever().next();
     tracing::info!("stopping");
+    drop(peers);
     daemon.stop();
     let _ = std::fs::remove_file(&control_socket);
     Ok(())

@@ -75,8 +75,9 @@ pub enum TapEvent {
 /// Where a disk sends its changes while it is mirrored.
 #[derive(Debug)]
 pub struct WriteTap {
-    /// Ordered and bounded. The disk never blocks on it: when it is full, requests wait, and
-    /// after `patience_ns` the disk fails the mirror, not the guest.
+    /// Ordered and bounded. The disk never blocks on it: when it is full, the disk fails the
+    /// mirror, not the guest. Give it room for every request in hand
+    /// ([`crate::limits::SLOTS_PER_WORKER`]) and for what else goes through it.
     pub events: Sender<TapEvent>,
     /// How long a mirrored request may wait for its acknowledgement, in nanoseconds.
     pub patience_ns: u64,

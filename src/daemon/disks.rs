@@ -11,7 +11,7 @@ use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::destination::{self, DestinationHost, PreparedTarget};
 use ferry_migration::ids::{Claim, DiskId};
-use ferry_migration::lease::{FileStore, MemoryStore, Ownership, RecordStore};
+use ferry_migration::lease::{FileStore, MemoryStore, Ownership, RecordStore, Restart};
 use ferry_migration::phase::{Event, Phase};
 use ferry_migration::source;
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
@@ -163,8 +163,8 @@ impl Daemon {
             )));
         }
         let ownership = self.open_record(&config)?;
-        let phase = ownership.phase();
-        let (backend, service) = self.backend_for(&config, &ownership, phase)?;
+        let restart = ownership.record().at_restart();
+        let (backend, service) = self.backend_for(&config, &ownership, &restart)?;
         let disk = Disk::new(
             &backend,
             &self.workers(),
@@ -190,7 +190,7 @@ impl Daemon {
             arrival: Mutex::new(None),
             listening: Mutex::new(None),
         });
-        self.take_up(&served, phase)?;
+        self.take_up(&served, restart)?;
         let listening = session::listen(device, &socket, SOCKET_MODE)?;
         self.give_to_group(&socket);
         *served
@@ -220,51 +220,58 @@ impl Daemon {
         &self,
         config: &DiskConfig,
         ownership: &Ownership,
-        phase: Phase,
+        restart: &Restart,
     ) -> Done<(Backend, Service)> {
         let id = &config.id;
-        if config.incoming {
-            if let Phase::Serving { epoch, .. } = phase {
-                return Err(Failure::Failed(format!(
-                    "disk {id} is here already, at epoch {epoch}; add it without --incoming"
-                )));
-            }
-            if !matches!(phase, Phase::Granted { .. }) {
+        let refused = |why: String| Err(Failure::Failed(why));
+        match restart {
+            Restart::New
+            | Restart::DiscardCopy { .. }
+            | Restart::Void
+            | Restart::Elsewhere { .. }
+                if config.incoming =>
+            {
+                if let Restart::DiscardCopy { migration } = *restart {
+                    ownership.apply(Event::Discard { migration })?;
+                }
                 let capacity_bytes = config.size.unwrap_or_default();
                 let store = Store::Pending {
                     capacity_bytes,
                     block_bytes: 512,
                 };
-                return Ok((config.path.backend(store, config.read_only), Service::Held));
+                Ok((config.path.backend(store, config.read_only), Service::Held))
             }
-        }
-        let peer = || match ownership.record().peer {
-            Some(peer) if !peer.address.is_empty() => format!("to {}", peer.address),
-            _ => "to another host".into(),
-        };
-        match phase {
-            Phase::Vacant | Phase::Serving { .. } => {
+            Restart::Serve if config.incoming => refused(format!(
+                "disk {id} is here already, at epoch {}; add it without --incoming",
+                ownership.phase().epoch()
+            )),
+            Restart::New | Restart::Serve => {
                 self.check_owner(config, ownership)?;
                 let backend = config.path.open(config.read_only)?;
                 // Durable before anything is served.
-                if phase == Phase::Vacant {
+                if *restart == Restart::New {
                     ownership.apply(Event::Create)?;
                 }
                 Ok((backend, Service::Open))
             }
-            Phase::Granted { .. } | Phase::Released { .. } | Phase::Handed { .. } => {
+            Restart::AwaitActivation { .. } | Restart::Resolve => {
                 Ok((config.path.open(config.read_only)?, Service::Held))
             }
-            Phase::Moved { epoch, .. } => Err(Failure::Failed(format!(
-                "disk {id} was moved {} (epoch {epoch}) and is served there; use it there, or move \
-                 it back: ferry disk add {id} --incoming ...",
-                peer()
-            ))),
-            Phase::Incoming { .. } | Phase::Returned { .. } => Err(Failure::Failed(format!(
-                "what is at {} is an unfinished or refused copy, not the disk; the disk is where \
-                 it came from. To receive it again: ferry disk add {id} --incoming ...",
+            Restart::Elsewhere { address } => refused(format!(
+                "disk {id} was moved to {} (epoch {}) and is served there; use it there, or move it \
+                 back: ferry disk add {id} --incoming ...",
+                if address.is_empty() {
+                    "another host"
+                } else {
+                    address
+                },
+                ownership.phase().epoch()
+            )),
+            Restart::DiscardCopy { .. } | Restart::Void => refused(format!(
+                "what is at {} is an unfinished or refused copy, not the disk; the disk is where it \
+                 came from. To receive it again: ferry disk add {id} --incoming ...",
                 config.path
-            ))),
+            )),
         }
     }
 
@@ -282,27 +289,30 @@ impl Daemon {
     }
 
     /// Goes on with a handover that a restart has interrupted.
-    fn take_up(&self, served: &Arc<Served>, phase: Phase) -> Done {
-        let claim = |migration, epoch| Claim {
-            migration,
-            disk: served.config.id.clone(),
-            epoch,
-        };
-        match phase {
-            Phase::Granted { migration, epoch } => {
-                let state = served.ownership.record().device_state.unwrap_or_default();
-                served.device.import(&state)?;
-                let host: Arc<dyn DestinationHost> = self.own();
-                let claim = claim(migration, epoch);
+    fn take_up(&self, served: &Arc<Served>, restart: Restart) -> Done {
+        let id = served.config.id.clone();
+        match restart {
+            Restart::AwaitActivation {
+                migration,
+                epoch,
+                device_state,
+            } => {
+                let claim = Claim {
+                    migration,
+                    disk: id,
+                    epoch,
+                };
                 let Some(image) = served.image() else {
                     return Err(Failure::Failed(format!(
                         "{claim} is granted, and has no image"
                     )));
                 };
+                served.device.import(&device_state)?;
                 *served.arrival() = Some(Arrival {
                     claim: claim.clone(),
                     image: image.clone(),
                 });
+                let host: Arc<dyn DestinationHost> = self.own();
                 let target = PreparedTarget {
                     image,
                     ownership: served.ownership.clone(),
@@ -310,8 +320,7 @@ impl Daemon {
                 };
                 destination::await_activation(&target, &host, &claim)?;
             }
-            Phase::Released { .. } | Phase::Handed { .. } => {
-                let id = served.config.id.clone();
+            Restart::Resolve => {
                 let handle =
                     source::resolve(&served.lifecycle(), served.ownership.clone(), id.clone())?;
                 self.migrations.adopt(id, handle, served.clone());

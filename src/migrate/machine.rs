@@ -16,10 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ferry_migration::codec::{Message, Qmp as QmpQuestion};
+use ferry_migration::destination;
 use ferry_migration::ids::DiskId;
 use ferry_migration::source::{SourceHandle, SourcePhase};
-use ferry_migration::transport;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -351,13 +350,7 @@ fn ask_there(peer: &str, socket: &Path, command: &str, arguments: Value) -> Done
     if arguments.as_object().is_some_and(|map| !map.is_empty()) {
         request["arguments"] = arguments;
     }
-    let question = Message::Qmp(QmpQuestion {
-        socket: socket.display().to_string(),
-        command: request.to_string(),
-    });
-    match transport::ask(peer, &question)? {
-        Message::QmpReply(reply) => result_of(command, serde_json::from_str(&reply.answer)?),
-        Message::Refused(refused) => Err(Failure::Failed(format!("{peer}: {}", refused.reason))),
-        _ => Err(Failure::Failed(format!("{peer} answered something else"))),
-    }
+    let answer = destination::qmp(peer, &socket.display().to_string(), &request.to_string())
+        .map_err(Failure::Failed)?;
+    result_of(command, serde_json::from_str(&answer)?)
 }

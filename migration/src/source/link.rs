@@ -22,7 +22,7 @@ use crate::ids::{Claim, DaemonId};
 use crate::transport::{FRAME_PATIENCE, HEARTBEAT, Paced};
 
 /// Changes that may wait to be written.
-const QUEUE_MAX: usize = 1024;
+const QUEUE_MAX: usize = 4096;
 /// What an orderly goodbye may take before the socket is closed under the writer.
 const GOODBYE: Duration = Duration::from_millis(300);
 

@@ -151,7 +151,6 @@ pub(super) enum Refusal {
     Worker(#[from] LifecycleError),
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "reads best at the call")]
 fn invalid(what: impl std::fmt::Display) -> Refusal {
     Refusal::Invalid(what.to_string())
 }
