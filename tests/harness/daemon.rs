@@ -169,8 +169,13 @@ impl<'d> Daemon<'d> {
         self.add(id, path, queues, &["--read-only"])
     }
 
+    /// Where a disk's device listens.
+    pub fn socket(&self, id: &str) -> PathBuf {
+        self.dir.path(format!("{}-{id}.sock", self.name))
+    }
+
     fn add(&self, id: &str, path: &str, queues: u16, more: &[&str]) -> Check<PathBuf> {
-        let socket = self.dir.path(format!("{}-{id}.sock", self.name));
+        let socket = self.socket(id);
         let socket_text = socket.display().to_string();
         let queues = queues.to_string();
         let mut words = vec![
@@ -196,14 +201,6 @@ impl<'d> Daemon<'d> {
             fail!("ferry disk list printed {list}")
         };
         Ok(disks.iter().find(|disk| disk["id"] == id).cloned())
-    }
-
-    /// Removes a disk if it is there.
-    pub fn remove_disk(&self, id: &str) -> Check {
-        if self.disk(id)?.is_some() {
-            self.expect(&["disk", "remove", id])?;
-        }
-        Ok(())
     }
 }
 

@@ -68,18 +68,15 @@ impl Qemu {
     ) -> Check<Self> {
         let program = find_program("qemu-system-x86_64")
             .ok_or_else(|| Failure("qemu-system-x86_64 is missing".to_owned()))?;
-        let serial_socket = dir.path(format!("{name}.serial"));
         let qmp_socket = dir.path(format!("{name}.qmp"));
         let ferry_qmp = ferry_qmp(dir, name);
-        let mut serial = Serial::listen(&serial_socket, &dir.path(format!("{name}-serial.log")))?;
+        let log = dir.path(format!("{name}-commands.log"));
+        let console = dir.path(format!("{name}-console.log"));
+        let serial = Serial::new(&dir.path(format!("{name}.fifo")), &log)?;
         let mut arguments = machine_arguments(machine)?;
         arguments.extend(disk_arguments(machine, disks));
-        arguments.extend([
-            "-chardev".into(),
-            format!("socket,id=ser,path={}", serial_socket.display()),
-            "-serial".into(),
-            "chardev:ser".into(),
-        ]);
+        arguments.extend(serial.arguments());
+        arguments.extend(["-serial".into(), format!("file:{}", console.display())]);
         for socket in [&qmp_socket, &ferry_qmp] {
             arguments.extend([
                 "-qmp".into(),
@@ -90,9 +87,6 @@ impl Qemu {
             arguments.extend(["-incoming".into(), "defer".into(), "-S".into()]);
         }
         let mut process = Process::spawn(dir, name, &program, &arguments)?;
-        serial.accept(secs(30)).map_err(|Failure(words)| {
-            Failure(format!("{words}; {name} said: {}", process.last_words()))
-        })?;
         let qmp = Qmp::connect(name, &qmp_socket, || process.ensure_alive())?;
         process.ensure_alive()?;
         Ok(Self {
@@ -101,6 +95,18 @@ impl Qemu {
             serial,
             ferry_qmp,
         })
+    }
+
+    /// Waits for something on the command port while the process lives.
+    fn wait_serial<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        find: impl FnMut(&str) -> Option<T>,
+    ) -> Check<T> {
+        let process = &mut self.process;
+        self.serial
+            .wait_for(what, limit, || process.ensure_alive(), find)
     }
 
     /// The process itself.
@@ -146,7 +152,7 @@ fn machine_arguments(machine: &Machine) -> Check<Vec<String>> {
         "-initrd",
         &guest.join("initrd").display().to_string(),
         "-append",
-        "console=ttyS0 quiet panic=-1 mitigations=off",
+        "console=ttyS0 loglevel=4 panic=-1 mitigations=off",
         "-display",
         "none",
         "-nodefaults",
@@ -202,7 +208,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a QEMU and waits until the guest listens to its serial line.
+    /// Starts a QEMU and waits until the guest listens to its command port.
     pub fn boot(dir: &TestDir, name: &str, machine: &Machine, disks: &[&Path]) -> Check<Self> {
         let qemu = Qemu::spawn(dir, name, machine, disks, Start::Boot)?;
         let mut guest = Self {
@@ -217,17 +223,12 @@ impl Guest {
     /// Waits for the next time the guest has come up.
     pub fn wait_boot(&mut self) -> Check {
         let wanted = self.boots_seen + 1;
-        let booted = self
-            .qemu
-            .serial
-            .wait_for("the guest to boot", BOOT_LIMIT, |text| {
+        self.qemu
+            .wait_serial("the guest to boot", BOOT_LIMIT, |text| {
                 (text.matches(">>> up ").count() >= wanted).then_some(())
-            });
-        if booted.is_err() {
-            self.qemu.process.ensure_alive()?;
-        }
+            })?;
         self.boots_seen = wanted;
-        booted
+        Ok(())
     }
 
     /// The QEMU it runs in.
@@ -251,20 +252,14 @@ impl Guest {
         let id = self.send(command)?;
         let begin = format!(">>> begin {id}\n");
         let end = format!("\n>>> end {id} ");
-        let answer = self
-            .qemu
-            .serial
-            .wait_for(&format!("{command:?}"), COMMAND_LIMIT, |text| {
+        self.qemu
+            .wait_serial(&format!("{command:?}"), COMMAND_LIMIT, |text| {
                 let from = text.find(&begin)? + begin.len();
                 let to = from + text[from..].find(&end)?;
                 let rest = &text[to + end.len()..];
                 let status = rest[..rest.find('\n')?].trim().parse().ok()?;
                 Some((text[from..to].to_owned(), status))
-            });
-        if answer.is_err() {
-            self.qemu.process.ensure_alive()?;
-        }
-        answer
+            })
     }
 
     /// Sends a command without waiting: one that ends the guest's run.

@@ -1,5 +1,5 @@
 //! The rig of the QEMU tests: processes that die with the harness, a QMP
-//! client, guests driven over their serial line, two Ferry daemons, and the
+//! client, guests driven over a serial port, two Ferry daemons, and the
 //! moves of a guest between them.
 //!
 //! ```text

@@ -12,11 +12,11 @@
 //!   go_on        `migrate-continue`, then the guest runs on the other side
 //! ```
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::daemon::Daemon;
 use super::failure::Context;
@@ -24,7 +24,7 @@ use super::guest::{Guest, Machine, Qemu, ferry_qmp};
 use super::link::Link;
 use super::process::Running;
 use super::wait::{secs, wait_for};
-use super::{Check, TestDir, image};
+use super::{Check, Failure, TestDir, image};
 use crate::ensure;
 
 /// The id of the one disk.
@@ -62,14 +62,15 @@ pub struct Pair<'d> {
     dir: &'d TestDir,
     options: Options,
     machine: Machine,
+    /// The guest. It goes before the daemons, so that the last lines of its log
+    /// do not tell of disks that are gone.
+    pub guest: Guest,
     daemons: [Daemon<'d>; 2],
     /// From the first daemon to the second.
     pub link: Link,
     /// Where the guest is, an index of `daemons`.
     here: usize,
     qemus: u32,
-    /// The guest.
-    pub guest: Guest,
 }
 
 /// The other side, made ready for a move.
@@ -127,8 +128,8 @@ impl<'d> Pair<'d> {
         self.dir.path(format!("{}.img", SIDES[side]))
     }
 
-    /// Makes the other side ready. What an earlier move left there is cleared
-    /// away first, as an operator would.
+    /// Makes the other side ready. A disk that is known there, from an earlier
+    /// move or one that was broken off, must be good for another as it is.
     pub fn prepare(&mut self) -> Check<Arrival> {
         let mut arrival = self.prepare_closed()?;
         arrival.qemu.listen(&arrival.uri)?;
@@ -138,28 +139,18 @@ impl<'d> Pair<'d> {
     /// As [`Pair::prepare`], but that the QEMU is not told to listen yet.
     pub fn prepare_closed(&mut self) -> Check<Arrival> {
         let there = 1 - self.here;
-        self.clear(there)?;
         let path = self.image_path(there).display().to_string();
         let queues = self.machine.queues;
-        let socket = self.daemons[there].add_incoming(DISK, &path, queues, self.options.bytes)?;
+        let daemon = &self.daemons[there];
+        let socket = match daemon.disk(DISK)? {
+            Some(_) => daemon.socket(DISK),
+            None => daemon.add_incoming(DISK, &path, queues, self.options.bytes)?,
+        };
         self.qemus += 1;
         let name = format!("{}-{}", SIDES[there], self.qemus);
         let qemu = Qemu::incoming(self.dir, &name, &self.machine, &[&socket])?;
         let uri = format!("unix:{}", self.dir.path(format!("{name}.move")).display());
         Ok(Arrival { qemu, uri })
-    }
-
-    /// Forgets the disk at a side it is not served at, and its files.
-    fn clear(&self, side: usize) -> Check {
-        self.daemons[side].remove_disk(DISK)?;
-        let name = format!("{}.img", SIDES[side]);
-        for entry in fs::read_dir(self.dir.path("."))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&name) {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
     }
 
     /// Starts the copy of the disk.
@@ -218,33 +209,45 @@ impl<'d> Pair<'d> {
         Ok(())
     }
 
-    /// Hands the disk over; on return the other side holds it durably.
-    pub fn release(&mut self) -> Check {
-        self.source().expect(&["migrate", "release", DISK])?;
-        Ok(())
+    /// Hands the disk over; on return the other side holds it durably, and
+    /// nobody serves it. Returns what it cost.
+    pub fn release(&mut self) -> Check<Value> {
+        let report = self.source().expect(&["migrate", "release", DISK])?;
+        self.ensure_phases("handed", "granted")?;
+        Ok(report)
+    }
+
+    /// Requires that the records of both sides soon tell who owns the disk.
+    pub fn ensure_phases(&self, here: &str, there: &str) -> Check {
+        let phase = |side: usize| -> Check<String> {
+            let disk = self.daemons[side].disk(DISK)?;
+            let phase = disk.as_ref().and_then(|disk| disk["phase"].as_str());
+            Ok(phase.unwrap_or("unknown").to_owned())
+        };
+        let mut found = (String::new(), String::new());
+        wait_for(
+            &format!("the disk to be {here} here and {there} there"),
+            secs(10),
+            || {
+                found = (phase(self.here)?, phase(1 - self.here)?);
+                ensure!(
+                    found != ("serving".to_owned(), "serving".to_owned()),
+                    "both daemons serve the disk"
+                );
+                Ok((found.0 == here && found.1 == there).then_some(()))
+            },
+        )
+        .map_err(|Failure(words)| Failure(format!("{words}; it is {found:?}")))
     }
 
     /// Compares the two images. They are at rest only between the release and
     /// the moment the guest runs again.
     pub fn images_equal(&self) -> Check {
-        let open = |side| File::open(self.current_image(side)?).context(|| "image".to_owned());
+        let open = |side| {
+            let path = self.image_path(side);
+            File::open(&path).context(|| path.display().to_string())
+        };
         image::ensure_equal(&open(self.here)?, &open(1 - self.here)?)
-    }
-
-    /// A side's image, which is renamed when the disk has left.
-    fn current_image(&self, side: usize) -> Check<PathBuf> {
-        let path = self.image_path(side);
-        if path.exists() {
-            return Ok(path);
-        }
-        let moved = format!("{}.img.moved.", SIDES[side]);
-        for entry in fs::read_dir(self.dir.path("."))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&moved) {
-                return Ok(entry.path());
-            }
-        }
-        Ok(path)
     }
 
     /// Lets the migration go on, and the guest run on the other side.
@@ -263,14 +266,16 @@ impl<'d> Pair<'d> {
         self.guest.qmp().wait_status("running", secs(20))
     }
 
-    /// A whole move, with the images compared on the way.
-    pub fn move_guest(&mut self) -> Check {
+    /// A whole move, with the images compared on the way. Returns what the
+    /// disk's handover cost.
+    pub fn move_guest(&mut self) -> Check<Value> {
         let arrival = self.prepare()?;
         self.copy()?;
         self.switch(&arrival)?;
-        self.release()?;
+        let report = self.release()?;
         self.images_equal()?;
-        self.go_on(arrival)
+        self.go_on(arrival)?;
+        Ok(report)
     }
 
     /// Gives up QEMU's migration and waits until the guest runs again here.

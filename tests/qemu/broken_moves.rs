@@ -46,6 +46,7 @@ fn runs_on_and_moves(pair: &mut Pair, verifier: Verifier) -> Check {
     pair.guest.ensure_no_disk_errors()?;
     pair.move_guest()?;
     verifier.wait_progress(&mut pair.guest)?;
+    pair.ensure_phases("serving", "moved")?;
     verifier.finish(&mut pair.guest)?;
     Ok(())
 }
@@ -95,6 +96,8 @@ fn cancelled_after_the_grant(dir: &TestDir) -> Check {
     // Nothing but the rings tells the source that the guest is back.
     pair.cancel_switch()?;
     drop(arrival);
+    verifier.wait_progress(&mut pair.guest)?;
+    pair.ensure_phases("serving", "returned")?;
     runs_on_and_moves(&mut pair, verifier)
 }
 
@@ -112,6 +115,8 @@ fn destination_qemu_killed(dir: &TestDir) -> Check {
     pair.guest.qmp().wait_migration("failed", secs(60))?;
     pair.guest.qmp().wait_status("running", secs(30))?;
     drop(arrival);
+    verifier.wait_progress(&mut pair.guest)?;
+    pair.ensure_phases("serving", "returned")?;
     runs_on_and_moves(&mut pair, verifier)
 }
 
@@ -178,6 +183,7 @@ fn guest_stops(dir: &TestDir) -> Check {
     pair.images_equal()?;
     pair.go_on(arrival)?;
     verifier.wait_progress(&mut pair.guest)?;
+    pair.ensure_phases("serving", "moved")?;
     verifier.finish(&mut pair.guest)?;
     Ok(())
 }

@@ -36,12 +36,13 @@ fn moves(dir: &TestDir, count: u32) -> Check {
             before.inflight > 0,
             "no write was in flight before move {number}"
         );
-        pair.move_guest()?;
+        let handover = pair.move_guest()?;
         let after = verifier.wait_progress(&mut pair.guest)?;
         println!(
-            "move {number}: {} operations so far, {} in flight",
-            after.ops, after.inflight
+            "move {number}: {} operations so far, {} in flight; handover {} us",
+            after.ops, after.inflight, handover["total_us"]
         );
+        pair.ensure_phases("serving", "moved")?;
         pair.guest.ensure_no_disk_errors()?;
     }
     let report = verifier.finish(&mut pair.guest)?;
@@ -86,6 +87,7 @@ fn migrate_vm(dir: &TestDir) -> Check {
         pair.source().expect(&words)?;
         pair.arrived(arrival)?;
         verifier.wait_progress(&mut pair.guest)?;
+        pair.ensure_phases("serving", "moved")?;
     }
     verifier.finish(&mut pair.guest)?;
     Ok(())
