@@ -1,6 +1,8 @@
 //! The socket of a device: one front-end at a time, for as many times as they come.
 
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -53,6 +55,8 @@ struct Shared {
 /// A listening device. Dropping it cuts the connection, stops the rings and removes the socket.
 pub struct Listening {
     path: PathBuf,
+    /// The listening socket once more: shutting it down ends the accept, even when the path is gone.
+    wake: UnixStream,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -71,6 +75,7 @@ pub fn listen<D: Conversation>(
     clear(path)?;
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(failed)?;
+    let wake = UnixStream::from(OwnedFd::from(listener.try_clone().map_err(failed)?));
     let shared = Arc::new(Shared {
         stopping: AtomicBool::new(false),
         current: Mutex::new(None),
@@ -82,6 +87,7 @@ pub fn listen<D: Conversation>(
         .map_err(failed)?;
     Ok(Listening {
         path: path.to_owned(),
+        wake,
         shared,
         thread: Some(thread),
     })
@@ -107,6 +113,7 @@ fn accept<D: Conversation>(listener: &UnixListener, device: &Arc<D>, shared: &Sh
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
+            Err(_) if shared.stopping.load(Ordering::Acquire) => return,
             Err(error) => {
                 tracing::error!(device = device.name(), %error, "cannot accept a front-end");
                 std::thread::sleep(std::time::Duration::from_millis(100));
@@ -167,11 +174,10 @@ impl Drop for Listening {
                 .unwrap_or_else(PoisonError::into_inner);
             self.shared.stopping.store(true, Ordering::Release);
             if let Some(stream) = &*current {
-                let _ = stream.shutdown(std::net::Shutdown::Both);
+                let _ = stream.shutdown(Shutdown::Both);
             }
         }
-        // Wakes the accept.
-        let _ = UnixStream::connect(&self.path);
+        let _ = self.wake.shutdown(Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
