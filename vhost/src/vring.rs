@@ -479,8 +479,9 @@ impl Vring {
     }
 
     fn signal(&self) {
-        if let Some(call) = &self.setup.call {
-            // Full means that the guest has been told and has not looked.
+        if let Some(call) = &self.setup.call
+            && takes_a_write(call.as_raw_fd())
+        {
             let _ = call.write(1);
         }
     }
@@ -522,7 +523,7 @@ impl Vring {
     /// Clears the kick.
     pub fn drain_kick(&self) {
         if let Some(kick) = &self.setup.kick {
-            let _ = kick.read();
+            read_without_waiting(kick.as_raw_fd());
         }
     }
 
@@ -537,6 +538,32 @@ impl Vring {
     pub fn into_eventfds(self) -> (Option<EventFd>, Option<EventFd>, Option<EventFd>) {
         (self.setup.kick, self.setup.call, self.setup.err)
     }
+}
+
+/// Whether a write to a call would return at once. The descriptor is the front-end's, which may have
+/// filled it and made it one that waits; a worker has other guests to serve. Full means that the
+/// guest has been told and has not looked.
+fn takes_a_write(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one entry, which lives through the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready == 1 && poll.revents & libc::POLLOUT != 0
+}
+
+/// Empties a kick. It was readable a moment ago, but the front-end may have read it itself, and its
+/// descriptor may be one that waits.
+fn read_without_waiting(fd: RawFd) {
+    let mut count = [0u8; 8];
+    let room = libc::iovec {
+        iov_base: count.as_mut_ptr().cast(),
+        iov_len: count.len(),
+    };
+    // SAFETY: one run of eight bytes, which live through the call.
+    unsafe { libc::preadv2(fd, &raw const room, 1, -1, libc::RWF_NOWAIT) };
 }
 
 /// Whether `event` lies in `(before, now]`, in ring arithmetic (virtio 1.2, section 2.7.7.2).
