@@ -81,7 +81,9 @@ impl Region {
             return Err(refuse("empty, or past the end of the address space".into()));
         }
         let len = usize::try_from(spec.len).map_err(|_| refuse("too large".into()))?;
-        // Checks the length against the file's size.
+        if !reaches(&file, spec.file_offset, spec.len) {
+            return Err(refuse("its file ends before it".into()));
+        }
         let map = MmapRegion::from_file(FileOffset::new(file, spec.file_offset), len)
             .map_err(|error| refuse(error.to_string()))?;
         let guard = Guarded::new(map.as_ptr(), len)
@@ -100,6 +102,16 @@ impl Region {
         // SAFETY: `at` is inside the mapping.
         Some((unsafe { self.map.as_ptr().add(at) }, left))
     }
+}
+
+/// Whether the file holds `len` bytes from `offset`. A device has no size to check.
+fn reaches(file: &File, offset: u64, len: u64) -> bool {
+    file.metadata().is_ok_and(|about| {
+        !about.is_file()
+            || offset
+                .checked_add(len)
+                .is_some_and(|end| end <= about.len())
+    })
 }
 
 /// The guest's memory as of one memory table; immutable. A change makes another map, which shares
@@ -273,6 +285,9 @@ impl DirtyLog {
     /// Maps `len` bytes of bits at `file_offset`.
     pub fn new(file: File, file_offset: u64, len: u64) -> Result<DirtyLog, MemoryError> {
         let refuse = |reason: &str| MemoryError::Log(reason.to_owned());
+        if !reaches(&file, file_offset, len) {
+            return Err(refuse("its file ends before it"));
+        }
         let len = usize::try_from(len).map_err(|_| refuse("too large"))?;
         let map = MmapRegion::from_file(FileOffset::new(file, file_offset), len)
             .map_err(|error| MemoryError::Log(error.to_string()))?;
