@@ -43,6 +43,15 @@ fn answer<T>(result: std::result::Result<T, Refusal>) -> Result<T> {
     result.map_err(|refusal| Error::ReqHandlerError(io::Error::other(refusal.to_string())))
 }
 
+/// For a message whose reply cannot say no: the front-end waits for it, so a failure ends the
+/// connection.
+fn must<T>(result: std::result::Result<T, Refusal>) -> Result<T> {
+    result.map_err(|refusal| {
+        tracing::warn!(%refusal, "a message that wants an answer has none");
+        Error::InvalidParam
+    })
+}
+
 fn refuse<T>(what: &str) -> Result<T> {
     Err(Error::ReqHandlerError(io::Error::other(what.to_owned())))
 }
@@ -164,7 +173,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = answer(self.0.take_base(index))?;
+        let base = must(self.0.take_base(index))?;
         Ok(VhostUserVringState::new(index, base.into()))
     }
 
@@ -217,12 +226,9 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let mapped = DirtyLog::new(file, log.mmap_offset, log.mmap_size);
-        answer(
-            mapped
-                .map_err(|error| Refusal::Invalid(error.to_string()))
-                .and_then(|log| self.0.set_log(log)),
-        )
+        let mapped = DirtyLog::new(file, log.mmap_offset, log.mmap_size)
+            .map_err(|error| Refusal::Invalid(error.to_string()));
+        must(mapped.and_then(|log| self.0.set_log(log)))
     }
 
     fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
