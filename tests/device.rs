@@ -1,0 +1,24 @@
+//! The device as a front-end sees it, served and driven in this process: requests, rings that break
+//! the rules, stop and start, the dirty log, the mirror and the gate.
+//!
+//! ```text
+//!   cargo test --test device            all of them
+//!   cargo test --test device mirror     one part
+//! ```
+
+#[path = "device/hostile.rs"]
+mod hostile;
+#[path = "device/idle.rs"]
+mod idle;
+#[path = "device/log.rs"]
+mod log;
+#[path = "device/messages.rs"]
+mod messages;
+#[path = "device/requests.rs"]
+mod requests;
+#[path = "device/rig.rs"]
+mod rig;
+#[path = "device/stop.rs"]
+mod stop;
+#[path = "device/subblock.rs"]
+mod subblock;

@@ -1,0 +1,66 @@
+//! A disk that nobody uses costs nothing.
+
+use std::time::{Duration, Instant};
+
+use ferry_dataplane::disk::Service;
+
+use crate::rig::{Guest, Host, MIB, memory_disk};
+
+/// Nanoseconds on a CPU of this process's threads of that name. Other tests run in the same process.
+fn cpu_ns(thread: &str) -> u64 {
+    let mut total = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let stat = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        if name.trim_end() == thread {
+            total += stat.split(' ').next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    total
+}
+
+#[test]
+fn ten_idle_disks_cost_nothing_and_wake_at_a_kick() {
+    let host = Host::named("idle", 1);
+    let served: Vec<_> = (0..10)
+        .map(|n| host.serve_as(&format!("idle{n}"), &memory_disk(MIB), 2, Service::Open))
+        .collect();
+    let mut guests: Vec<Guest> = served
+        .iter()
+        .map(|served| Guest::start(served, 2))
+        .collect();
+    for guest in &mut guests {
+        guest.write(1, 0, &[1; 512]);
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let (before, began) = (cpu_ns("idle-0"), Instant::now());
+    assert!(before > 0, "the worker's thread is found");
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = cpu_ns("idle-0") - before;
+    let share = spent as f64 / began.elapsed().as_nanos() as f64;
+    assert!(share < 0.01, "{:.2} % of a core", share * 100.0);
+    let began = Instant::now();
+    for guest in &mut guests {
+        guest.write(0, 1, &[2; 512]);
+        guest.write(1, 1, &[3; 512]);
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "asleep");
+}
+
+/// A queue goes back to kicks by itself, while its worker is busy with another.
+#[test]
+fn a_quiet_queue_beside_a_busy_one_is_woken() {
+    let host = Host::new(1);
+    let busy = host.serve_as("busy", &memory_disk(MIB), 1, Service::Open);
+    let quiet = host.serve_as("quiet", &memory_disk(MIB), 1, Service::Open);
+    let (mut one, mut other) = (Guest::start(&busy, 1), Guest::start(&quiet, 1));
+    let until = Instant::now() + Duration::from_millis(300);
+    let mut rounds = 0u32;
+    while Instant::now() < until {
+        one.write(0, 0, &[1; 512]);
+        rounds += 1;
+        if rounds.is_multiple_of(50) {
+            other.write(0, 0, &[2; 512]);
+        }
+    }
+}
