@@ -231,6 +231,10 @@ impl Core {
             let Some(entry) = self.queues[id as usize].as_mut() else {
                 continue;
             };
+            let lane = self.lanes[entry.lane as usize].as_ref();
+            if !lane.is_some_and(|lane| matches!(lane.gate, Gate::Open)) {
+                continue; // polled for its first request only
+            }
             let mut taken = std::mem::take(&mut self.taken);
             let mut inbox = Inbox {
                 slots: &mut self.slots,
@@ -399,7 +403,7 @@ impl Core {
             let now_ns = self.now_ns;
             let entry = self.queue(id);
             let quiet = now_ns.saturating_sub(entry.last_active_ns) >= SPIN_NS;
-            if entry.broken {
+            if entry.broken || self.report_first(id) {
                 self.unwatch(id);
             } else if !quiet || !self.arm_kick(id) {
                 at += 1;

@@ -54,12 +54,24 @@ impl Core {
     }
 
     /// Behind an armed gate: reports the first request, and waits for a kick while there is none.
+    /// A ring that cannot be kicked now is polled, and `fetch` takes nothing from it.
     pub(super) fn watch_first(&mut self, id: u32) {
-        let waits = self.queue(id).queue.has_work() || !self.arm_kick(id);
-        let lane = self.queue(id).lane;
-        if waits && let Gate::Armed(first) = &self.lane(lane).gate {
+        if !self.report_first(id) && !self.arm_kick(id) {
+            self.poll_queue(id);
+        }
+    }
+
+    /// Whether a request waits behind an armed gate; it has been reported then.
+    pub(super) fn report_first(&mut self, id: u32) -> bool {
+        let entry = self.queue(id);
+        let (lane, waits) = (entry.lane, entry.queue.has_work());
+        let Gate::Armed(first) = &self.lane(lane).gate else {
+            return false;
+        };
+        if waits {
             let _ = first.try_send(()); // full: it has been reported
         }
+        waits
     }
 
     /// Sleeps if nothing is to be done.
