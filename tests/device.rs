@@ -6,6 +6,8 @@
 //!   cargo test --test device mirror     one part
 //! ```
 
+#[path = "device/gate.rs"]
+mod gate;
 #[path = "device/hostile.rs"]
 mod hostile;
 #[path = "device/idle.rs"]
@@ -14,6 +16,8 @@ mod idle;
 mod log;
 #[path = "device/messages.rs"]
 mod messages;
+#[path = "device/mirror.rs"]
+mod mirror;
 #[path = "device/requests.rs"]
 mod requests;
 #[path = "device/rig.rs"]
