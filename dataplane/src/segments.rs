@@ -59,8 +59,15 @@ pub struct Segments {
     used: usize,
 }
 
+impl Default for Segments {
+    fn default() -> Segments {
+        Segments::new()
+    }
+}
+
 impl Segments {
-    pub(crate) fn new() -> Segments {
+    /// No segments, with room for the most that a request may have.
+    pub fn new() -> Segments {
         // SAFETY: a run of no bytes needs no mapping.
         let empty = unsafe { Segment::new(std::ptr::NonNull::dangling().as_ptr(), 0) };
         Segments {

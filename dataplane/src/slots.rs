@@ -196,3 +196,6 @@ impl Inbox<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

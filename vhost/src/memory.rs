@@ -315,3 +315,6 @@ impl DirtyLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

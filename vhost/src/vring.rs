@@ -131,6 +131,15 @@ impl Chain {
         }
     }
 
+    /// A chain of these buffers, for tests of what reads one.
+    #[cfg(test)]
+    pub(crate) fn of(readable: &[Buffer], writable: &[Buffer]) -> Chain {
+        Chain {
+            buffers: [readable, writable].concat(),
+            writable_from: readable.len(),
+        }
+    }
+
     /// What the device reads.
     pub fn readable(&self) -> &[Buffer] {
         &self.buffers[..self.writable_from]
@@ -597,3 +606,6 @@ fn locate(map: &MemoryMap, setup: &RingSetup) -> Result<Parts, RingError> {
         used: find(setup.address.used, 6 + 8 * size, 4, "used ring")?,
     })
 }
+
+#[cfg(test)]
+mod tests;

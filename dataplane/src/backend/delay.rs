@@ -30,3 +30,6 @@ impl DelayLine {
         self.waiting.front().map(|&(due_ns, _)| due_ns)
     }
 }
+
+#[cfg(test)]
+mod tests;

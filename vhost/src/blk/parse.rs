@@ -250,3 +250,6 @@ fn pieces(
         Err(STATUS_IO_ERROR)
     }
 }
+
+#[cfg(test)]
+mod tests;
