@@ -5,6 +5,7 @@
 //!   cargo test --test device            all of them
 //!   cargo test --test device mirror     one part
 //! ```
+#![allow(clippy::cast_possible_truncation)] // the numbers of these tests are small
 
 #[path = "device/gate.rs"]
 mod gate;

@@ -163,7 +163,7 @@ fn copied_under_load(host: &Host, backend: &Backend, seed: u64, stops: bool) {
     let bytes = backend.geometry().capacity_bytes;
     let served = host.serve(backend, 2);
     let mut guest = Guest::start(&served, 2);
-    let load = load(&guest, 16, seed % 2 == 0, &plan(bytes, seed));
+    let load = load(&guest, 16, seed.is_multiple_of(2), &plan(bytes, seed));
     std::thread::sleep(Duration::from_millis(100));
     let copy = Copy::start(&served.device);
     let until = Instant::now() + Duration::from_millis(600);
@@ -294,7 +294,7 @@ fn a_mirrored_write_waits_for_the_other_side() {
             );
             match events.recv_timeout(PATIENCE).unwrap() {
                 TapEvent::Write { seq: s, .. } | TapEvent::Zero { seq: s, .. } => {
-                    assert_eq!(s, seq)
+                    assert_eq!(s, seq);
                 }
                 other => panic!("{other:?}"),
             }

@@ -467,7 +467,6 @@ pub fn say(vmm: &mut Vmm, code: u32, body: &[u8], fds: &[i32]) -> Answer {
 
 /// The message numbers used here.
 pub mod code {
-    pub const GET_FEATURES: u32 = 1;
     pub const SET_FEATURES: u32 = 2;
     pub const SET_MEM_TABLE: u32 = 5;
     pub const SET_LOG_BASE: u32 = 6;
