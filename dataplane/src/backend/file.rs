@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,15 @@ pub enum ImageError {
          {path} names it)"
     )]
     Locked {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The path names another file by now.
+    #[error(
+        "{path} was renamed or replaced while its lock was awaited: whoever served it may have \
+         moved it away. See what is there now (ferry disk list on the hosts), and try again"
+    )]
+    Replaced {
         /// The image.
         path: PathBuf,
     },
@@ -93,17 +102,28 @@ impl Image {
         Image::adopt(file, path, read_only)
     }
 
-    /// Creates an image of `size_bytes` that reads as zeroes. Fails if the path exists.
+    /// Creates an image of `size_bytes` that reads as zeroes. Fails if the path exists; what it made
+    /// itself is removed again when a later step fails.
     pub fn create(path: &Path, size_bytes: u64) -> Result<Image, ImageError> {
+        let failed = |source| ImageError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o660);
-        let file = open_direct(&options, path)?;
-        file.set_len(size_bytes)
-            .map_err(|source| ImageError::Open {
-                path: path.to_owned(),
-                source,
-            })?;
-        Image::adopt(file, path, false)
+        options.write(true).create_new(true).mode(0o660);
+        let made = options.open(path).map_err(failed)?;
+        let image = made
+            .set_len(size_bytes)
+            .map_err(failed)
+            .and_then(|()| Image::open(path, false));
+        // Whoever holds a lock on it, or put another file there, uses what is there.
+        if let Err(error) = &image
+            && !matches!(error, ImageError::Locked { .. })
+            && names(path, &made).unwrap_or(false)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+        image
     }
 
     fn adopt(file: File, path: &Path, read_only: bool) -> Result<Image, ImageError> {
@@ -119,6 +139,12 @@ impl Image {
             });
         }
         lock(&file, path, read_only)?;
+        // Whoever held the lock may have moved the disk away meanwhile, and set its image aside.
+        if !names(path, &file).map_err(failed)? {
+            return Err(ImageError::Replaced {
+                path: path.to_owned(),
+            });
+        }
         let size = if is_device {
             sys::block_device_bytes(&file).map_err(failed)?
         } else {
@@ -238,14 +264,19 @@ fn open_direct(options: &OpenOptions, path: &Path) -> Result<File, ImageError> {
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             tracing::warn!(path = %path.display(), "no O_DIRECT here: the page cache is used");
-            // A file that the failed call may have created is opened, not created again.
-            let mut again = options.clone();
-            if path.exists() {
-                again.create_new(false);
-            }
-            again.open(path).map_err(failed)
+            options.open(path).map_err(failed)
         }
         other => other.map_err(failed),
+    }
+}
+
+/// Whether `path` leads to this very file.
+fn names(path: &Path, file: &File) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -280,5 +311,41 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
 impl AsRawFd for Image {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_clears_up_after_itself_and_after_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        // Not whole blocks: found out only when the file is there.
+        assert!(Image::create(&path, 1000).is_err());
+        assert!(!path.exists(), "a failed creation leaves a file");
+        std::fs::write(&path, b"mine").unwrap();
+        assert!(Image::create(&path, 4096).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn an_image_that_is_renamed_while_its_lock_is_awaited_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let first = Image::create(&path, 1 << 20).unwrap();
+        let waiting = {
+            let path = path.clone();
+            std::thread::spawn(move || Image::open(&path, false).map(drop))
+        };
+        std::thread::sleep(Duration::from_millis(200));
+        std::fs::rename(&path, dir.path().join("image.moved.2")).unwrap();
+        drop(first);
+        let outcome = waiting.join().unwrap();
+        assert!(
+            matches!(outcome, Err(ImageError::Replaced { .. })),
+            "{outcome:?}"
+        );
     }
 }
