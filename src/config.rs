@@ -110,7 +110,8 @@ pub fn default_run_dir() -> PathBuf {
     }
 }
 
-fn default_state_dir() -> PathBuf {
+/// `/var/lib/ferry`, or a user's own.
+pub fn default_state_dir() -> PathBuf {
     if is_root() {
         return "/var/lib/ferry".into();
     }
@@ -170,6 +171,12 @@ impl DiskConfig {
         }
         if self.incoming && self.path.path().is_none() {
             return wrong("a disk that will arrive needs a path to be written to");
+        }
+        if self.incoming && self.read_only {
+            return wrong(
+                "a disk that will arrive is written to, and cannot be read-only; leave one of the \
+                 two out (--incoming, --read-only)",
+            );
         }
         if self.size.is_some_and(|size| size == 0 || size % 512 != 0) {
             return wrong("size must be a multiple of 512 bytes above 0");
