@@ -3,8 +3,11 @@
 //! Each disk is served under the rule of its ownership record: it is opened for its VM only while
 //! the record says that this host serves it.
 
+mod add;
 pub mod disks;
 mod host;
+mod kept;
+pub mod place;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use ferry_dataplane::worker::{Worker, WorkerHandle};
 use ferry_migration::destination::{DestinationHost, Server};
 use ferry_migration::ids::{DaemonId, DiskId};
-use ferry_migration::lease;
+use ferry_migration::lease::{self, Ownership};
 
 use crate::config::Config;
 use crate::error::{Done, Failure};
 use crate::migrate::Migrations;
+use add::{Origin, Taken};
 use disks::Served;
 
 /// A running daemon.
@@ -27,6 +31,11 @@ pub struct Daemon {
     pub id: DaemonId,
     pub migrations: Migrations,
     disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
+    /// Names, places and sockets of the disks that are here or are being added.
+    taken: Mutex<BTreeMap<DiskId, Taken>>,
+    /// Records of unannounced disks that were let go of: a source may still ask what became of its
+    /// offer.
+    retired: Mutex<BTreeMap<DiskId, Arc<Ownership>>>,
     next_home: AtomicUsize,
     /// Dropped last: the disks need them to drain.
     workers: Vec<Worker>,
@@ -56,6 +65,8 @@ impl Daemon {
             id,
             migrations: Migrations::default(),
             disks: Mutex::default(),
+            taken: Mutex::default(),
+            retired: Mutex::default(),
             next_home: AtomicUsize::new(0),
             workers,
             own: own.clone(),
@@ -76,6 +87,33 @@ impl Daemon {
 
     pub fn disks(&self) -> MutexGuard<'_, BTreeMap<DiskId, Arc<Served>>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn retired(&self) -> MutexGuard<'_, BTreeMap<DiskId, Arc<Ownership>>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up the disks of the configuration, and then those that were added before the last end.
+    /// One that cannot be served must not keep the others from their machines.
+    pub fn take_up_disks(&self) {
+        let configured = self.config.disks.iter().cloned();
+        let mut disks: Vec<_> = configured.map(|disk| (disk, Origin::Configured)).collect();
+        for kept in kept::load(&self.config.state_dir) {
+            let id = &kept.disk.id;
+            if self.config.disks.iter().any(|disk| disk.id == *id) {
+                tracing::warn!(disk = %id, "what the configuration says of the disk is used, and \
+                    not what ferry disk add said");
+                continue;
+            }
+            let unannounced = kept.unannounced;
+            disks.push((kept.disk, Origin::Kept { unannounced }));
+        }
+        for (disk, origin) in disks {
+            let id = disk.id.clone();
+            if let Err(error) = self.add_disk_from(disk, origin) {
+                tracing::error!(disk = %id, %error, "the disk is not served");
+            }
+        }
     }
 
     /// A disk by its id.

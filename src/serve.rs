@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::worker::Worker;
-use ferry_migration::lease::{FileStore, RecordStore};
+use ferry_migration::lease::RecordStore;
 use ferry_migration::phase::Phase;
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
 use ferry_vhost::session;
@@ -14,19 +14,27 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::ServeArguments;
-use crate::config::Config;
+use crate::config::{Config, default_state_dir};
 use crate::control;
 use crate::daemon::Daemon;
+use crate::daemon::place::Place;
 use crate::error::{Done, Failure};
 use crate::output;
-use crate::spec::DiskSpec;
 
 /// One disk, no configuration, no record: what QEMU's own storage daemon is used for.
 pub fn serve(arguments: &ServeArguments) -> Done {
     // Before anything that a signal should undo.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    refuse_moved(&arguments.disk)?;
-    let backend = arguments.disk.open(arguments.read_only)?;
+    let place = Place::of(&arguments.disk)?;
+    let disk = match &place {
+        Some(place) => place.settle(arguments.disk.clone()),
+        None => arguments.disk.clone(),
+    };
+    // Once for a good error, and once when the image's lock is held and the record stands still:
+    // whoever held it before may have moved the disk away.
+    refuse_moved(place.as_ref())?;
+    let backend = disk.open(arguments.read_only)?;
+    refuse_moved(place.as_ref())?;
     let workers = (0..arguments.workers)
         .map(|n| Worker::start(&format!("ferry-worker-{n}")))
         .collect::<Result<Vec<_>, _>>()?;
@@ -49,12 +57,14 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     Ok(())
 }
 
-/// An image whose record says that it is not here any more is not served.
-fn refuse_moved(disk: &DiskSpec) -> Done {
-    let Some(path) = disk.path() else {
+/// An image whose record says that it is not here any more is not served. Of a device only the
+/// default state directory can be asked: there is no configuration that names another.
+fn refuse_moved(place: Option<&Place>) -> Done {
+    let Some(place) = place else {
         return Ok(());
     };
-    let Some(record) = FileStore::beside(path).load()? else {
+    let store = place.record(&default_state_dir());
+    let Some(record) = store.load()? else {
         return Ok(());
     };
     if matches!(record.state.phase, Phase::Serving { .. } | Phase::Vacant) {
@@ -65,12 +75,12 @@ fn refuse_moved(disk: &DiskSpec) -> Done {
         .map(|peer| peer.address)
         .filter(|address| !address.is_empty());
     Err(Failure::Failed(format!(
-        "{} is {} (epoch {}): another host{} may serve it; its record is {}.ferry",
-        path.display(),
+        "{} is {} (epoch {}): another host{} may serve it; its record is {}",
+        place.path.display(),
         record.state.phase.name(),
         record.state.phase.epoch(),
         peer.map(|peer| format!(", {peer},")).unwrap_or_default(),
-        path.display()
+        store.path().display()
     )))
 }
 
@@ -120,17 +130,14 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
     }
     let config = Config::load(config)?;
     let control_socket = config.control_socket();
-    let disks = config.disks.clone();
     let daemon = Daemon::start(config)?;
-    let peers = daemon.listen_for_peers()?;
-    for disk in disks {
-        let id = disk.id.clone();
-        // One disk that cannot be served must not keep the others from their machines.
-        if let Err(error) = daemon.add_disk(disk) {
-            tracing::error!(disk = %id, %error, "the disk is not served");
-        }
-    }
+    // Peers last: before the disks are up, their questions would be answered with "not known here".
+    daemon.take_up_disks();
     control::serve(daemon.clone(), &control_socket)?;
+    let peers = daemon.listen_for_peers().inspect_err(|_| {
+        daemon.stop();
+        let _ = std::fs::remove_file(&control_socket);
+    })?;
     if output::json_mode() {
         output::json_line(&json!({
             "ready": true, "control": control_socket, "peers": peers.address().to_string(),

@@ -1,30 +1,22 @@
-//! The daemon's disks: each a device, its socket, and its ownership record.
+//! A disk of the daemon: a device, its socket, and its ownership record.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::backend::{Backend, Store};
-use ferry_dataplane::disk::{Disk, Service};
-use ferry_dataplane::lifecycle::DiskLifecycle;
-use ferry_migration::destination::{self, DestinationHost, PreparedTarget};
-use ferry_migration::ids::{Claim, DiskId};
-use ferry_migration::lease::{FileStore, MemoryStore, Ownership, RecordStore, Restart};
-use ferry_migration::phase::{Event, Phase};
-use ferry_migration::source;
-use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
-use ferry_vhost::session::{self, Listening};
+use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
+use ferry_migration::ids::Claim;
+use ferry_migration::lease::Ownership;
+use ferry_migration::phase::Phase;
+use ferry_vhost::blk::device::BlkDevice;
+use ferry_vhost::session::Listening;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use super::Daemon;
 use crate::config::DiskConfig;
-use crate::error::{Done, Failure};
-
-/// Permissions of a device's socket.
-const SOCKET_MODE: u32 = 0o660;
 
 /// A copy that arrives.
 pub struct Arrival {
@@ -38,12 +30,65 @@ pub struct Served {
     pub socket: PathBuf,
     pub device: Arc<BlkDevice>,
     pub ownership: Arc<Ownership>,
+    /// Nobody added it: it is let go of when its copy is.
+    pub unannounced: bool,
+    /// Its lock is held by whoever changes what is at the image's path.
     arrival: Mutex<Option<Arrival>>,
+    /// Changed under the lock of `arrival`: this daemon has let go of the disk, and what is at its
+    /// path is no business of this object any more.
+    gone: AtomicBool,
     /// Dropped first: cuts the front-end.
     listening: Mutex<Option<Listening>>,
 }
 
 impl Served {
+    /// A disk that does not listen yet.
+    pub fn new(
+        config: DiskConfig,
+        socket: PathBuf,
+        device: Arc<BlkDevice>,
+        ownership: Arc<Ownership>,
+        unannounced: bool,
+    ) -> Served {
+        Served {
+            config,
+            socket,
+            device,
+            ownership,
+            unannounced,
+            arrival: Mutex::new(None),
+            gone: AtomicBool::new(false),
+            listening: Mutex::new(None),
+        }
+    }
+
+    fn listening(&self) -> MutexGuard<'_, Option<Listening>> {
+        self.listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the socket open.
+    pub fn listens(&self, listening: Listening) {
+        *self.listening() = Some(listening);
+    }
+
+    /// Cuts the front-end and closes the socket.
+    pub fn hang_up(&self) {
+        let listening = self.listening().take();
+        drop(listening);
+    }
+
+    /// Whether the daemon has let go of it. Ask under the lock of [`Served::arrival`].
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The daemon lets go of it.
+    pub fn leave(&self, _alone: &MutexGuard<'_, Option<Arrival>>) {
+        self.gone.store(true, Ordering::Release);
+    }
+
     pub fn lifecycle(&self) -> Arc<dyn DiskLifecycle> {
         self.device.clone()
     }
@@ -58,7 +103,7 @@ impl Served {
     }
 
     /// The image that the device is on, if it is on one.
-    fn image(&self) -> Option<Arc<Image>> {
+    pub fn image(&self) -> Option<Arc<Image>> {
         match self.device.disk().backend().store {
             Store::Image(image) => Some(image),
             _ => None,
@@ -77,14 +122,42 @@ impl Served {
         )
     }
 
-    /// The disk was served elsewhere since: lets go of the image here and sets it aside.
+    /// Lets go of the image: nothing is served from it, no request waits to activate it, and its
+    /// lock is free as soon as the threads that used it have ended.
+    pub fn drop_image(&self) -> Result<(), LifecycleError> {
+        // Held first: a gate that waits for a first request owns a hook, and the hook the image.
+        self.device.disk().hold()?;
+        self.device.disk().set_backend(&self.pending())
+    }
+
+    /// The disk was served elsewhere since: lets go of the image here and sets it aside. Does
+    /// nothing when the disk is back, or on its way, or no disk of this daemon any more.
     pub fn set_aside(&self) -> io::Result<()> {
-        if let Err(error) = self.device.disk().set_backend(&self.pending()) {
-            return Err(io::Error::other(error));
+        let arrival = self.arrival();
+        if self.is_gone() {
+            return Ok(());
         }
+        let moved = self.put_away(&arrival)?;
+        drop(arrival);
+        moved.map_or(Ok(()), |moved| moved.remove_older())
+    }
+
+    /// Makes the path of a disk that was moved away free. Whoever comes first does it: the watcher
+    /// of the migration, or the next copy that arrives here.
+    pub fn put_away(
+        &self,
+        arrival: &MutexGuard<'_, Option<Arrival>>,
+    ) -> io::Result<Option<SetAside>> {
+        let Phase::Moved { epoch, .. } = self.ownership.phase() else {
+            return Ok(None);
+        };
+        if arrival.is_some() {
+            return Ok(None);
+        }
+        self.drop_image().map_err(io::Error::other)?;
         match self.image_path() {
-            Some(path) => set_aside(path, self.ownership.phase().epoch()),
-            None => Ok(()),
+            Some(path) => SetAside::rename(path, epoch),
+            None => Ok(None),
         }
     }
 
@@ -116,264 +189,54 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         // The front-end goes before its rings.
-        drop(
-            self.listening
-                .get_mut()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
+        self.hang_up();
     }
 }
 
-/// Renames an image that was moved away, `NAME` to `NAME.moved.<epoch>`, and removes older ones of
-/// the same name: the newest is enough to look back at.
-pub fn set_aside(path: &Path, epoch: u64) -> io::Result<()> {
-    if !fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
-        return Ok(()); // a block device stays where it is
-    }
-    let prefix = format!(
-        "{}.moved.",
-        path.file_name().unwrap_or_default().to_string_lossy()
-    );
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    for entry in fs::read_dir(dir)?.flatten() {
-        let name = entry.file_name();
-        let old = name
-            .to_string_lossy()
-            .strip_prefix(&prefix)
-            .and_then(|n| n.parse::<u64>().ok());
-        if old.is_some_and(|old| old < epoch) {
-            fs::remove_file(entry.path())?;
+/// An image that was moved away and bears its new name, `NAME.moved.<epoch>`.
+pub struct SetAside {
+    path: PathBuf,
+    epoch: u64,
+}
+
+impl SetAside {
+    /// Renames the image at `path`; `None` when there is none.
+    fn rename(path: &Path, epoch: u64) -> io::Result<Option<SetAside>> {
+        if !fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
+            return Ok(None); // a block device stays where it is
         }
-    }
-    fs::rename(path, dir.join(format!("{prefix}{epoch}")))
-}
-
-impl Daemon {
-    /// Takes a disk up: served, held or awaited, as its record says.
-    pub fn add_disk(&self, config: DiskConfig) -> Done<Arc<Served>> {
-        config.check()?;
-        if self.disks().contains_key(&config.id) {
-            return Err(Failure::Failed(format!(
-                "there is a disk {} already",
-                config.id
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".moved.{epoch}"));
+        let name = PathBuf::from(name);
+        if fs::symlink_metadata(&name).is_ok() {
+            return Err(io::Error::other(format!(
+                "{} was set aside already, and what is at {} now is not the disk; remove one of them",
+                name.display(),
+                path.display()
             )));
         }
-        let ownership = self.open_record(&config)?;
-        let restart = ownership.record().at_restart();
-        let (backend, service) = self.backend_for(&config, &ownership, &restart)?;
-        let disk = Disk::new(
-            &backend,
-            &self.workers(),
-            self.next_home(),
-            config.num_queues.into(),
-            service,
-        )?;
-        let options = BlkOptions {
-            name: config.id.to_string(),
-            num_queues: config.num_queues,
-            serial: config.id.to_string(),
-        };
-        let device = BlkDevice::new(Arc::new(disk), &options);
-        let socket = config
-            .socket_path
-            .clone()
-            .unwrap_or_else(|| self.socket_of(&config.id));
-        let served = Arc::new(Served {
-            config,
-            socket: socket.clone(),
-            device: device.clone(),
-            ownership,
-            arrival: Mutex::new(None),
-            listening: Mutex::new(None),
-        });
-        self.take_up(&served, restart)?;
-        let listening = session::listen(device, &socket, SOCKET_MODE)?;
-        self.give_to_group(&socket);
-        *served
-            .listening
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(listening);
-        self.disks()
-            .insert(served.config.id.clone(), served.clone());
-        tracing::info!(disk = %served.config.id, socket = %socket.display(),
-            phase = served.ownership.phase().name(), "disk added");
-        Ok(served)
+        fs::rename(path, name)?;
+        Ok(Some(SetAside {
+            path: path.to_owned(),
+            epoch,
+        }))
     }
 
-    fn open_record(&self, config: &DiskConfig) -> Done<Arc<Ownership>> {
-        let store: Box<dyn RecordStore> = match config.path.path() {
-            Some(path) if is_device(path) => Box::new(FileStore::at(
-                self.config.state_dir.join(format!("{}.ferry", config.id)),
-            )),
-            Some(path) => Box::new(FileStore::beside(path)),
-            None => Box::new(MemoryStore::default()),
-        };
-        Ok(Arc::new(Ownership::open(store, Uuid::new_v4(), self.id)?))
-    }
-
-    /// What a disk begins with, by its record.
-    fn backend_for(
-        &self,
-        config: &DiskConfig,
-        ownership: &Ownership,
-        restart: &Restart,
-    ) -> Done<(Backend, Service)> {
-        let id = &config.id;
-        let refused = |why: String| Err(Failure::Failed(why));
-        match restart {
-            Restart::New
-            | Restart::DiscardCopy { .. }
-            | Restart::Void
-            | Restart::Elsewhere { .. }
-                if config.incoming =>
-            {
-                if let Restart::DiscardCopy { migration } = *restart {
-                    ownership.apply(Event::Discard { migration })?;
-                }
-                let capacity_bytes = config.size.unwrap_or_default();
-                let store = Store::Pending {
-                    capacity_bytes,
-                    block_bytes: 512,
-                };
-                Ok((config.path.backend(store, config.read_only), Service::Held))
+    /// Removes what was set aside before: the newest is enough to look back at. It may take long.
+    pub fn remove_older(&self) -> io::Result<()> {
+        let name = self.path.file_name().unwrap_or_default();
+        let prefix = format!("{}.moved.", name.to_string_lossy());
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        for entry in fs::read_dir(dir)?.flatten() {
+            let name = entry.file_name();
+            let old = name
+                .to_string_lossy()
+                .strip_prefix(&prefix)
+                .and_then(|n| n.parse::<u64>().ok());
+            if old.is_some_and(|old| old < self.epoch) {
+                fs::remove_file(entry.path())?;
             }
-            Restart::Serve if config.incoming => refused(format!(
-                "disk {id} is here already, at epoch {}; add it without --incoming",
-                ownership.phase().epoch()
-            )),
-            Restart::New | Restart::Serve => {
-                self.check_owner(config, ownership)?;
-                let backend = config.path.open(config.read_only)?;
-                // Durable before anything is served.
-                if *restart == Restart::New {
-                    ownership.apply(Event::Create)?;
-                }
-                Ok((backend, Service::Open))
-            }
-            Restart::AwaitActivation { .. } | Restart::Resolve => {
-                Ok((config.path.open(config.read_only)?, Service::Held))
-            }
-            Restart::Elsewhere { address } => refused(format!(
-                "disk {id} was moved to {} (epoch {}) and is served there; use it there, or move it \
-                 back: ferry disk add {id} --incoming ...",
-                if address.is_empty() {
-                    "another host"
-                } else {
-                    address
-                },
-                ownership.phase().epoch()
-            )),
-            Restart::DiscardCopy { .. } | Restart::Void => refused(format!(
-                "what is at {} is an unfinished or refused copy, not the disk; the disk is where it \
-                 came from. To receive it again: ferry disk add {id} --incoming ...",
-                config.path
-            )),
-        }
-    }
-
-    /// A record of another daemon means that the image was carried here by other means.
-    fn check_owner(&self, config: &DiskConfig, ownership: &Ownership) -> Done {
-        let owner = ownership.record().owner;
-        if owner == self.id {
-            return Ok(());
-        }
-        Err(Failure::Failed(format!(
-            "{} is recorded as served by another daemon ({owner}, this one is {}); stop it there \
-             for good, remove {}.ferry, and add the disk again",
-            config.path, self.id, config.path
-        )))
-    }
-
-    /// Goes on with a handover that a restart has interrupted.
-    fn take_up(&self, served: &Arc<Served>, restart: Restart) -> Done {
-        let id = served.config.id.clone();
-        match restart {
-            Restart::AwaitActivation {
-                migration,
-                epoch,
-                device_state,
-            } => {
-                let claim = Claim {
-                    migration,
-                    disk: id,
-                    epoch,
-                };
-                let Some(image) = served.image() else {
-                    return Err(Failure::Failed(format!(
-                        "{claim} is granted, and has no image"
-                    )));
-                };
-                served.device.import(&device_state)?;
-                *served.arrival() = Some(Arrival {
-                    claim: claim.clone(),
-                    image: image.clone(),
-                });
-                let host: Arc<dyn DestinationHost> = self.own();
-                let target = PreparedTarget {
-                    image,
-                    ownership: served.ownership.clone(),
-                    disk: served.lifecycle(),
-                };
-                destination::await_activation(&target, &host, &claim)?;
-            }
-            Restart::Resolve => {
-                let handle =
-                    source::resolve(&served.lifecycle(), served.ownership.clone(), id.clone())?;
-                self.migrations.adopt(id, handle, served.clone());
-            }
-            _ => {}
         }
         Ok(())
     }
-
-    /// Lets the VMM's group use the socket, where this process may.
-    fn give_to_group(&self, socket: &Path) {
-        let name = self.config.group.as_deref().unwrap_or("kvm");
-        let result = match group_id(name) {
-            Some(gid) => std::os::unix::fs::chown(socket, None, Some(gid)),
-            None if self.config.group.is_none() => return,
-            None => Err(io::Error::new(io::ErrorKind::NotFound, "no such group")),
-        };
-        if let Err(error) = result {
-            tracing::warn!(group = name, socket = %socket.display(), %error,
-                "the socket keeps its group");
-        }
-    }
-
-    /// Lets go of a disk. What is being moved is not let go.
-    pub fn remove_disk(&self, id: &DiskId) -> Done {
-        let served = self.disk(id)?;
-        if self.migrations.is_active(id) {
-            return Err(Failure::Failed(format!(
-                "disk {id} is being moved; cancel that first: ferry migrate cancel {id}"
-            )));
-        }
-        if let Phase::Incoming { .. } = served.ownership.phase() {
-            return Err(Failure::Failed(format!(
-                "disk {id} is arriving; cancel that at its source first"
-            )));
-        }
-        self.migrations.forget(id);
-        self.disks().remove(id);
-        tracing::info!(disk = %id, "disk removed");
-        Ok(())
-    }
-}
-
-fn is_device(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    fs::metadata(path).is_ok_and(|there| there.file_type().is_block_device())
-}
-
-/// A group's number, by /etc/group.
-fn group_id(name: &str) -> Option<u32> {
-    let text = fs::read_to_string("/etc/group").ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
-    })
 }

@@ -1,20 +1,23 @@
 //! The daemon as the receiving end of a migration.
 
 use std::fs;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard};
 
 use ferry_dataplane::backend::Store;
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::destination::{DestinationHost, PreparedTarget};
 use ferry_migration::ids::{Claim, DiskId};
-use ferry_migration::lease::Ownership;
+use ferry_migration::lease::{FileStore, Ownership};
 use ferry_migration::negotiate::Hello;
 use ferry_migration::phase::Phase;
+use uuid::Uuid;
 
 use super::Daemon;
-use super::disks::{Arrival, Served, set_aside};
+use super::add::Origin;
+use super::disks::{Arrival, Served, SetAside};
+use super::place::follow;
 use crate::config::DiskConfig;
 use crate::qmp;
 
@@ -32,8 +35,8 @@ impl Daemon {
                 hello.shape.capacity_bytes, hello.shape.num_queues
             ));
         };
-        let path = dir.join(format!("{id}.raw")).display().to_string();
-        self.add_disk(DiskConfig {
+        let path = unannounced_path(dir, id).display().to_string();
+        let config = DiskConfig {
             id: id.clone(),
             path: path.parse()?,
             socket_path: None,
@@ -41,32 +44,22 @@ impl Daemon {
             read_only: false,
             incoming: true,
             size: Some(hello.shape.capacity_bytes),
-        })
-        .map_err(|error| error.to_string())
+        };
+        self.add_disk_from(config, Origin::Peer)
+            .map_err(|error| error.to_string())
     }
-}
 
-/// What stands where the copy is to go, and may not be overwritten, is an error; what is void, or
-/// was moved away, makes room.
-fn make_room(path: &Path, phase: Phase) -> Result<(), String> {
-    let failed = |error| format!("cannot make room at {}: {error}", path.display());
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
-    }
-    match phase {
-        Phase::Moved { epoch, .. } => set_aside(path, epoch).map_err(failed),
-        Phase::Incoming { .. } | Phase::Returned { .. } => fs::remove_file(path).map_err(failed),
-        _ => Err(format!(
-            "{} exists there and is not overwritten; remove it first",
-            path.display()
-        )),
-    }
-}
-
-impl DestinationHost for Daemon {
-    fn prepare(&self, hello: &Hello) -> Result<PreparedTarget, String> {
-        let served = self.target(hello)?;
-        let (id, phase) = (&served.config.id, served.ownership.phase());
+    fn prepare_target(
+        &self,
+        served: &Arc<Served>,
+        hello: &Hello,
+    ) -> Result<PreparedTarget, String> {
+        let id = &served.config.id;
+        let mut arrival = served.arrival();
+        if served.is_gone() {
+            return Err(format!("disk {id} was just removed there"));
+        }
+        let phase = served.ownership.phase();
         if matches!(
             phase,
             Phase::Serving { .. }
@@ -96,11 +89,10 @@ impl DestinationHost for Daemon {
             .image_path()
             .ok_or("a disk arrives at a path only")?
             .to_owned();
-        let mut arrival = served.arrival();
         if arrival.is_some() {
             return Err(format!("another copy of disk {id} is arriving there"));
         }
-        make_room(&path, phase)?;
+        let moved = make_room(served, &arrival, &path)?;
         let image = Arc::new(
             Image::create(&path, hello.shape.capacity_bytes).map_err(|error| error.to_string())?,
         );
@@ -109,6 +101,9 @@ impl DestinationHost for Daemon {
             image: image.clone(),
         });
         drop(arrival);
+        if let Some(Err(error)) = moved.map(|moved| moved.remove_older()) {
+            tracing::warn!(disk = %id, %error, "older images of the disk stay");
+        }
         Ok(PreparedTarget {
             image,
             ownership: served.ownership.clone(),
@@ -116,9 +111,84 @@ impl DestinationHost for Daemon {
         })
     }
 
+    /// What the record says of an unannounced disk that this daemon has let go of, before its last
+    /// start perhaps.
+    fn retired_ownership(&self, id: &DiskId) -> Option<Arc<Ownership>> {
+        if let Some(ownership) = self.retired().get(id) {
+            return Some(ownership.clone());
+        }
+        let dir = self.config.migration.incoming_dir.as_ref()?;
+        let path = follow(&unannounced_path(dir, id)).ok()?;
+        let store = Box::new(FileStore::beside(&path));
+        let ownership = Ownership::open(store, Uuid::new_v4(), self.id).ok()?;
+        // Only an end is safe to answer for by a second object: nothing changes it.
+        matches!(ownership.phase(), Phase::Returned { .. }).then(|| Arc::new(ownership))
+    }
+
+    /// Lets go of a disk that nobody announced, when no copy of it is left.
+    fn let_unannounced_go(&self, served: &Arc<Served>) {
+        let id = &served.config.id;
+        let void = matches!(
+            served.ownership.phase(),
+            Phase::Vacant | Phase::Returned { .. }
+        );
+        let arrival = served.arrival();
+        if !served.unannounced || !void || arrival.is_some() || served.is_gone() {
+            return;
+        }
+        if let Phase::Returned { .. } = served.ownership.phase() {
+            self.retired().insert(id.clone(), served.ownership.clone());
+        }
+        if let Err(error) = self.let_go(served, arrival) {
+            tracing::warn!(disk = %id, %error, "an unannounced disk stays");
+        }
+    }
+}
+
+fn unannounced_path(dir: &Path, id: &DiskId) -> PathBuf {
+    dir.join(format!("{id}.raw"))
+}
+
+/// What stands where the copy is to go, and may not be overwritten, is an error; what is void, or
+/// was moved away, makes room.
+fn make_room(
+    served: &Served,
+    arrival: &MutexGuard<'_, Option<Arrival>>,
+    path: &Path,
+) -> Result<Option<SetAside>, String> {
+    let failed = |error| format!("cannot make room at {}: {error}", path.display());
+    // The migration that moved it away may not have come to that yet.
+    let moved = served.put_away(arrival).map_err(failed)?;
+    if moved.is_some() || fs::symlink_metadata(path).is_err() {
+        return Ok(moved);
+    }
+    match served.ownership.phase() {
+        Phase::Incoming { .. } | Phase::Returned { .. } => {
+            fs::remove_file(path).map_err(failed)?;
+            Ok(None)
+        }
+        _ => Err(format!(
+            "{} exists there and is not overwritten; remove it first",
+            path.display()
+        )),
+    }
+}
+
+impl DestinationHost for Daemon {
+    fn prepare(&self, hello: &Hello) -> Result<PreparedTarget, String> {
+        let served = self.target(hello)?;
+        let prepared = self.prepare_target(&served, hello);
+        if prepared.is_err() {
+            self.let_unannounced_go(&served);
+        }
+        prepared
+    }
+
     fn install(&self, claim: &Claim, device_state: &[u8]) -> Result<(), String> {
         let served = self.disk(&claim.disk).map_err(|error| error.to_string())?;
-        let image = match &*served.arrival() {
+        // To the end: a hand-back on another connection discards before this or after it.
+        let arrival = served.arrival();
+        let image = match &*arrival {
             Some(arrival) if arrival.claim == *claim => arrival.image.clone(),
             _ => return Err(format!("{claim}: no such copy arrived")),
         };
@@ -149,7 +219,7 @@ impl DestinationHost for Daemon {
             return;
         }
         tracing::info!(%claim, why, "the copy is discarded");
-        if let Err(error) = served.device.disk().set_backend(&served.pending()) {
+        if let Err(error) = served.drop_image() {
             tracing::error!(%claim, %error, "the copy could not be taken out");
         }
         if let Some(arrival) = arrival.take()
@@ -157,6 +227,8 @@ impl DestinationHost for Daemon {
         {
             tracing::warn!(%claim, %error, "the void copy could not be removed");
         }
+        drop(arrival);
+        self.let_unannounced_go(&served);
     }
 
     fn activated(&self, claim: &Claim) {
@@ -168,9 +240,8 @@ impl DestinationHost for Daemon {
     }
 
     fn ownership(&self, disk: &DiskId) -> Option<Arc<Ownership>> {
-        self.disks()
-            .get(disk)
-            .map(|served| served.ownership.clone())
+        let known = self.disks().get(disk).map(|it| it.ownership.clone());
+        known.or_else(|| self.retired_ownership(disk))
     }
 
     fn qmp(&self, socket: &Path, command: &str) -> Result<String, String> {
