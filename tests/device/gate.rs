@@ -26,30 +26,23 @@ fn a_quiesced_disk_drains_and_holds_and_a_resumed_one_serves() {
     let served = host.serve(&slow(memory_disk(MIB), 80), 1);
     let mut guest = Guest::start(&served, 1);
     let buffer = guest.buffer(512);
-    for round in 0..3 {
-        for at in 0..5 {
+    for _ in 0..3 {
+        for at in 0..8 {
+            if at == 5 {
+                std::thread::sleep(Duration::from_millis(30));
+                served.device.quiesce(Box::new(|| {})).unwrap();
+            }
             guest.queues[0].submit(Op::Write, at, &[buffer]).unwrap();
+            guest.queues[0].commit().unwrap();
         }
-        guest.queues[0].commit().unwrap();
-        std::thread::sleep(Duration::from_millis(20));
-        served.device.quiesce(Box::new(|| {})).unwrap();
+        // What was taken is answered, and nothing else is taken.
         let used = guest.queues[0].ring().used_index();
-        assert_eq!(used, round * 8 + 5, "drained");
-        for _ in 0..5 {
-            assert_eq!(finish(&mut guest.queues[0]).status, Status::Ok);
-        }
-        for at in 0..3 {
-            guest.queues[0].submit(Op::Write, at, &[buffer]).unwrap();
-        }
-        guest.queues[0].commit().unwrap();
-        assert_eq!(
-            poll_for(&mut guest.queues[0], Duration::from_millis(150)),
-            None
-        );
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(guest.queues[0].ring().used_index(), used, "drained");
         // Its VMM is answered all the same.
         guest.vmm.reload_config().unwrap();
         served.device.resume();
-        for _ in 0..3 {
+        for _ in 0..8 {
             assert_eq!(finish(&mut guest.queues[0]).status, Status::Ok);
         }
     }

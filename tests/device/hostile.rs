@@ -201,7 +201,12 @@ fn tables_that_break_the_rules_are_given_back() {
     }
     let both = DESC_INDIRECT | DESC_NEXT;
     attack.assert_given_back(&[desc(table, 48, both, 1), desc(status, 1, DESC_WRITE, 0)]);
-    // A table in a table, and a loop in one.
+    // A sound table in a table.
+    put(&attack, 1, desc(table + 64, 32, DESC_INDIRECT, 0));
+    put(&attack, 4, desc(attack.data, 512, DESC_NEXT, 1));
+    put(&attack, 5, desc(status, 1, DESC_WRITE, 0));
+    attack.assert_given_back(&[desc(table, 48, DESC_INDIRECT, 0)]);
+    // A table in itself, a loop in one, and the way out of one.
     put(&attack, 1, desc(table, 48, DESC_INDIRECT, 0));
     attack.assert_given_back(&[desc(table, 48, DESC_INDIRECT, 0)]);
     put(&attack, 1, desc(head, 1, DESC_NEXT, 0));

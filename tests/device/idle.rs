@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use ferry_bench::frontend::{Op, QueueOptions, VmmOptions};
 use ferry_dataplane::disk::Service;
 
-use crate::rig::{Guest, Host, MIB, memory_disk};
+use crate::rig::{Guest, Host, MIB, PATIENCE, memory_disk, options, plain_features};
 
 /// Nanoseconds on a CPU of this process's threads of that name. Other tests run in the same process.
 fn cpu_ns(thread: &str) -> u64 {
@@ -61,6 +62,34 @@ fn a_quiet_queue_beside_a_busy_one_is_woken() {
         rounds += 1;
         if rounds.is_multiple_of(50) {
             other.write(0, 0, &[2; 512]);
+        }
+    }
+}
+
+/// The worker polls for a while and then asks for kicks; a request that comes right then is seen.
+#[test]
+fn a_request_that_comes_as_its_queue_falls_asleep_is_seen() {
+    let host = Host::new(1);
+    for features in [options().features, plain_features()] {
+        let served = host.serve(&memory_disk(MIB), 1);
+        let options = VmmOptions {
+            features,
+            ..options()
+        };
+        let mut guest = Guest::start_with(&served, 1, options, QueueOptions::default());
+        let buffer = guest.buffer(512);
+        for round in 0..4000u64 {
+            let gap = Duration::from_nanos(40_000 + round % 300 * 100);
+            let began = Instant::now();
+            while began.elapsed() < gap {
+                std::hint::spin_loop();
+            }
+            guest.queues[0].submit(Op::Read, 0, &[buffer]).unwrap();
+            guest.queues[0].commit().unwrap();
+            while !guest.queues[0].has_completion() && began.elapsed() < PATIENCE {
+                std::hint::spin_loop();
+            }
+            assert!(guest.queues[0].pop().unwrap().is_some(), "round {round}");
         }
     }
 }

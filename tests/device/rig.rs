@@ -122,7 +122,20 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What failed may have left a request that never ends; the end would wait for it.
+            std::mem::forget(self.listening.take());
+            std::mem::forget(self.device.clone());
+        }
         drop(self.listening.take());
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.workers.drain(..).for_each(std::mem::forget);
+        }
     }
 }
 
