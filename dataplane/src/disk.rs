@@ -56,8 +56,9 @@ pub struct Disk {
     backend: RwLock<Backend>,
     control: Mutex<Control>,
     acked: Arc<AtomicU64>,
-    /// Tells a late activation from the current one.
-    gate_changes: Arc<AtomicU64>,
+    /// How often the gate was changed: tells a late activation from the current one. Held while
+    /// the lanes' gates are changed, so that they change together.
+    gate_changes: Mutex<u64>,
     counters: Vec<Arc<Counters>>,
 }
 
@@ -97,7 +98,7 @@ impl Disk {
                 mirrored: false,
             }),
             acked: Arc::new(AtomicU64::new(0)),
-            gate_changes: Arc::new(AtomicU64::new(0)),
+            gate_changes: Mutex::new(0),
             counters,
         })
     }
@@ -205,8 +206,17 @@ impl Disk {
 
     /// Stops popping, and returns when nothing is in flight.
     pub fn hold(&self) -> Result<(), LifecycleError> {
-        self.gate_changes.fetch_add(1, Ordering::SeqCst);
-        self.set_gates(|| Gate::Held)?;
+        self.close()?;
+        self.drain()
+    }
+
+    /// Stops popping; what was popped may be in flight still.
+    pub fn close(&self) -> Result<(), LifecycleError> {
+        self.change_gates(&mut self.gate_changes(), || Gate::Held)
+    }
+
+    /// Waits until nothing is in flight.
+    pub fn drain(&self) -> Result<(), LifecycleError> {
         for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
             ask(worker, |reply| Command::Drain { lane, reply })?;
         }
@@ -215,15 +225,17 @@ impl Disk {
 
     /// Serves.
     pub fn open(&self) -> Result<(), LifecycleError> {
-        self.gate_changes.fetch_add(1, Ordering::SeqCst);
-        self.set_gates(|| Gate::Open)
+        self.change_gates(&mut self.gate_changes(), || Gate::Open)
     }
 
     /// Holds until a request waits; then `hook` decides, on a thread of its own.
     pub fn open_on_first(self: &Arc<Self>, hook: ActivationHook) -> Result<(), LifecycleError> {
-        let armed = self.gate_changes.fetch_add(1, Ordering::SeqCst) + 1;
         let (first, reported) = bounded(1);
-        self.set_gates(|| Gate::Armed(first.clone()))?;
+        let armed = {
+            let mut changes = self.gate_changes();
+            self.change_gates(&mut changes, || Gate::Armed(first.clone()))?;
+            *changes
+        };
         drop(first);
         let disk = Arc::downgrade(self);
         std::thread::Builder::new()
@@ -234,15 +246,29 @@ impl Disk {
                     return;
                 }
                 let Some(disk) = disk.upgrade() else { return };
-                let current = || disk.gate_changes.load(Ordering::SeqCst) == armed;
-                if current() && hook() && current() && disk.open().is_err() {
+                if *disk.gate_changes() != armed || !hook() {
+                    return;
+                }
+                let mut changes = disk.gate_changes();
+                if *changes == armed && disk.change_gates(&mut changes, || Gate::Open).is_err() {
                     tracing::error!("a disk was activated, but its worker is gone");
                 }
             })?;
         Ok(())
     }
 
-    fn set_gates(&self, gate: impl Fn() -> Gate) -> Result<(), LifecycleError> {
+    fn gate_changes(&self) -> MutexGuard<'_, u64> {
+        self.gate_changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_gates(
+        &self,
+        changes: &mut u64,
+        gate: impl Fn() -> Gate,
+    ) -> Result<(), LifecycleError> {
+        *changes += 1;
         for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
             let gate = gate();
             ask(worker, |reply| Command::SetGate { lane, gate, reply })?;

@@ -21,6 +21,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::Sender;
 
@@ -79,6 +80,9 @@ pub struct WriteTap {
     /// mirror, not the guest. Give it room for every request in hand
     /// ([`crate::limits::SLOTS_PER_WORKER`]) and for what else goes through it.
     pub events: Sender<TapEvent>,
+    /// Set when the disk gives the mirror up: [`TapEvent::Failed`] says so as well, where the
+    /// channel has room for it.
+    pub failed: Arc<AtomicBool>,
     /// How long a mirrored request may wait for its acknowledgement, in nanoseconds.
     pub patience_ns: u64,
 }

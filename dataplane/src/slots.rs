@@ -144,6 +144,13 @@ impl SlotTable {
             .filter(|(_, slot)| slot.stage != Stage::Free)
     }
 
+    /// Every slot in use.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots
+            .iter_mut()
+            .filter(|slot| slot.stage != Stage::Free)
+    }
+
     fn take(&mut self, request: Request, queue: u32, lane: u32) -> Option<u32> {
         let id = self.free.pop()?;
         let slot = &mut self.slots[id as usize];

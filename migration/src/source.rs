@@ -354,6 +354,16 @@ impl SourceHandle {
             .unwrap_or(Err(SourceError::TimedOut(timeout)))
     }
 
+    /// Asks a released disk back, as a restart of its rings would. Before a release it means
+    /// nothing.
+    pub fn ask_back(&self) {
+        self.shared.tell(|live| {
+            if !before_release(live.phase) {
+                live.restarted = true;
+            }
+        });
+    }
+
     /// Waits until it is over: moved, returned, cancelled or failed.
     pub fn wait_end(&self, timeout: Duration) -> Result<SourceStatus, SourceError> {
         let until = Instant::now() + timeout;

@@ -6,6 +6,7 @@
 //! SIGBUS ends the process as it would have without this.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -81,32 +82,43 @@ extern "C" fn on_sigbus(
 ) {
     // SAFETY: the kernel passes a valid `siginfo_t` to an SA_SIGINFO handler.
     let address = unsafe { (*info).si_addr() }.addr();
-    let inside = |place: &Place| {
+    let rescued = REGIONS.iter().any(|place| {
         let len = place.len.load(Ordering::Acquire);
-        address
-            .checked_sub(place.start.load(Ordering::Acquire))
-            .is_some_and(|at| at < len)
-    };
-    if REGIONS.iter().any(inside) {
-        const PAGE: usize = 4096;
-        let page = address / PAGE * PAGE;
-        // SAFETY: the page is inside a mapping that this module's users own, and had lost its file.
-        let mapped = unsafe {
-            libc::mmap(
-                std::ptr::without_provenance_mut(page),
-                PAGE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-                -1,
-                0,
-            )
-        };
-        if mapped != libc::MAP_FAILED {
-            return;
-        }
+        let start = place.start.load(Ordering::Acquire);
+        address.checked_sub(start).is_some_and(|at| at < len)
+            && PAGE_BYTES
+                .iter()
+                .any(|&page| replace(address, page, start..start + len))
+    });
+    if rescued {
+        return;
     }
     // SAFETY: restores the default; the access is repeated on return and ends the process.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
     }
+}
+
+/// Page sizes of x86-64 and of most others; part of a larger page cannot be mapped over.
+const PAGE_BYTES: [usize; 3] = [4 << 10, 2 << 20, 1 << 30];
+
+/// Puts zeroed memory in place of the page around `address`, which is in `region`; false when its
+/// pages are larger.
+fn replace(address: usize, page_bytes: usize, region: Range<usize>) -> bool {
+    let page = address / page_bytes * page_bytes;
+    if page < region.start || page + page_bytes > region.end.next_multiple_of(PAGE_BYTES[0]) {
+        return false;
+    }
+    // SAFETY: the page is inside a mapping that this module's users own, and had lost its file.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::without_provenance_mut(page),
+            page_bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    mapped != libc::MAP_FAILED
 }

@@ -64,9 +64,9 @@ pub struct RegionSpec {
 #[derive(Debug)]
 struct Region {
     spec: RegionSpec,
-    map: MmapRegion,
-    /// Keeps the process alive when the front-end truncates the file.
+    /// Keeps the process alive when the front-end truncates the file. Dropped before the mapping.
     _guard: Guarded,
+    map: MmapRegion,
 }
 
 impl Region {
@@ -277,8 +277,8 @@ impl MemoryMap {
 /// The dirty log that a front-end shares while it migrates: a bit for each page of guest memory.
 #[derive(Debug)]
 pub struct DirtyLog {
+    _guard: Guarded, // dropped before the mapping
     map: MmapRegion,
-    _guard: Guarded,
 }
 
 impl DirtyLog {

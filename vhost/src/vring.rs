@@ -237,6 +237,7 @@ impl Vring {
     /// made with. Returns false when the ring is not in the new map; it gives nothing until it is.
     pub fn set_map(&mut self, map: Arc<MemoryMap>) -> bool {
         self.parts = locate(&map, &self.setup).ok();
+        self.setup.map = map.clone();
         let number = self.newest().number.wrapping_add(1);
         self.maps.push_back(Generation {
             map,
@@ -538,7 +539,9 @@ impl Vring {
 
     /// Tells the front-end that the ring broke.
     pub fn report_broken(&self) {
-        if let Some(err) = &self.setup.err {
+        if let Some(err) = &self.setup.err
+            && takes_a_write(err.as_raw_fd())
+        {
             let _ = err.write(1);
         }
     }

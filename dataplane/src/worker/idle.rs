@@ -80,6 +80,9 @@ impl Core {
         if !self.polled.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
             return Ok(());
         }
+        if self.pool.can_go_on() {
+            return Ok(());
+        }
         if self.stopping && self.slots.in_use() == 0 {
             return Ok(());
         }

@@ -61,6 +61,25 @@ impl BouncePool {
         }
     }
 
+    /// Whether a buffer can be had now.
+    fn can_give(&mut self) -> bool {
+        !self.free.is_empty()
+            || self
+                .lent
+                .iter_mut()
+                .any(|buffer| Arc::get_mut(buffer).is_some())
+    }
+
+    /// Whether someone waits who could go on.
+    pub fn can_go_on(&mut self) -> bool {
+        !self.waiting.is_empty() && self.can_give()
+    }
+
+    /// Whether buffers are with a tap.
+    pub fn lends(&self) -> bool {
+        !self.lent.is_empty()
+    }
+
     /// A tap that failed may keep its buffers for long: replaces them.
     pub fn forsake_lent(&mut self) {
         for _ in self.lent.drain(..) {
@@ -129,6 +148,10 @@ impl Core {
     /// Gives buffers that came back to those who wait for one.
     pub(super) fn retry_waiting(&mut self) {
         while let Some(&id) = self.pool.waiting.front() {
+            if !self.leaving.is_empty() && !self.pool.can_give() {
+                // A VMM waits for its ring: do not make it wait for the network.
+                self.pool.forsake_lent();
+            }
             let Some(buffer) = self.pool.take() else {
                 return;
             };
@@ -182,7 +205,8 @@ impl Core {
                 }
             },
             Op::Discard | Op::WriteZeroes { .. } => {
-                if mirrored && !self.tap_zero(id) {
+                // Part of a block is mirrored as the block that is written.
+                if mirrored && !partial && !self.tap_zero(id) {
                     self.fail_mirror(lane_id, "the mirror's queue is full");
                 }
                 self.start_zero(id, partial);
@@ -332,8 +356,9 @@ impl Core {
             block,
             buffer,
         );
-        // Zeroes were told to the mirror as a range.
-        let tapped = slot.request.op != Op::Write || self.tap_write(id);
+        // Whole blocks of zeroes were told to the mirror as a range.
+        let told = slot.request.op != Op::Write && !is_partial(slot, block);
+        let tapped = told || self.tap_write(id);
         if !tapped {
             let lane = self.slots.get(id).lane;
             self.fail_mirror(lane, "the mirror's queue is full");
@@ -448,13 +473,17 @@ impl Core {
                     self.finish(id, Status::IoError);
                 }
             }
+            Stage::Flushing if again => self.start_flush(id),
             Stage::Flushing if result < 0 => {
                 self.note_failure(id, result);
                 let lane = self.slots.get(id).lane;
                 self.lane(lane).flush_failed.store(true, Ordering::Relaxed);
                 self.finish(id, Status::IoError);
             }
+            // The kernel reports a lost write to one of several flushes alone.
+            Stage::Flushing if self.flush_has_failed(id) => self.finish(id, Status::IoError),
             Stage::Flushing => self.finish(id, Status::Ok),
+            Stage::Zeroing if again => self.start_zero(id, false),
             Stage::Zeroing => self.zero_done(id, result),
             other => {
                 debug_assert!(false, "a CQE for a slot in stage {other:?}");
@@ -494,6 +523,8 @@ impl Core {
         let slot = self.slots.get(id);
         let mirrored = slot.tap_seq > 0;
         match -result {
+            // Deallocation has no flag that makes it durable.
+            0 if slot.request.through => self.start_flush(id),
             0 => self.finish(id, Status::Ok),
             libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS => {
                 // A discard is advice. A mirrored one must leave both sides alike.
@@ -508,6 +539,11 @@ impl Core {
                 self.finish(id, Status::IoError);
             }
         }
+    }
+
+    fn flush_has_failed(&self, id: u32) -> bool {
+        let lane = self.lanes[self.slots.get(id).lane as usize].as_ref();
+        lane.is_some_and(|lane| lane.flush_failed.load(Ordering::Relaxed))
     }
 
     fn note_failure(&self, id: u32, result: i32) {
@@ -612,7 +648,8 @@ impl Core {
         lane.counters
             .count(slot.request.op, slot.request.len_bytes, slot.status);
         self.slots.release(id);
-        if matches!(self.queue(queue).mode, super::Mode::Armed(_)) {
+        let open = matches!(self.lane(lane_id).gate, super::lane::Gate::Open);
+        if open && matches!(self.queue(queue).mode, super::Mode::Armed(_)) {
             self.poll_queue(queue); // its next request is likely soon
         }
     }

@@ -117,6 +117,7 @@ impl Lane {
     pub fn set_backend(&mut self, backend: Backend) {
         self.block_bytes = backend.geometry().block_bytes;
         self.backend = backend;
+        self.flush_failed.store(false, Ordering::Relaxed); // that was the other store's
     }
 
     /// Whether a change must wait: its range is locked, or overlaps one under way, or one that has

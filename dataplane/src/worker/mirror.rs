@@ -1,6 +1,8 @@
 //! The mirrored disk: what goes to the tap, when its requests complete, and the range locks. The
 //! order that all of this keeps is drawn in `lifecycle.rs`.
 
+use std::sync::atomic::Ordering;
+
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::Core;
@@ -32,13 +34,18 @@ impl Core {
         for id in mirror.unacknowledged {
             self.complete(id);
         }
+        // Numbers of this tap mean nothing to a later one.
+        for slot in self.slots.iter_mut().filter(|slot| slot.lane == lane_id) {
+            slot.tap_seq = 0;
+        }
     }
 
     /// The disk gives the mirror up, and the guest goes on.
     pub(super) fn fail_mirror(&mut self, lane_id: u32, why: &str) {
         if let Some(mirror) = &self.lane(lane_id).mirror {
             tracing::warn!(why, "the mirror is given up; the disk goes on here");
-            // A full channel loses this; its end, when the tap is dropped, says the same.
+            mirror.tap.failed.store(true, Ordering::Release);
+            // A full channel loses this.
             let _ = mirror.tap.events.try_send(TapEvent::Failed(why.to_owned()));
         }
         self.detach_mirror(lane_id);
@@ -198,8 +205,9 @@ impl Core {
         let mirror = self.lanes[lane_id as usize]
             .as_ref()
             .and_then(|lane| lane.mirror.as_ref());
-        let waiting = mirror.iter().flat_map(|m| m.unacknowledged.iter());
-        if waiting.chain(self.pool.waiting()).any(late) {
+        let mut waiting = mirror.iter().flat_map(|m| m.unacknowledged.iter());
+        let starved = self.pool.lends() && self.pool.waiting().any(late);
+        if starved || waiting.any(late) {
             self.fail_mirror(
                 lane_id,
                 "a mirrored write waited too long for the other side",

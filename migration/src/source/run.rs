@@ -6,6 +6,7 @@
 
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -50,13 +51,17 @@ impl From<Stop> for Halt {
 }
 
 /// Detaches on drop.
-struct Tap(Arc<Shared>);
+struct Tap {
+    shared: Arc<Shared>,
+    /// The disk gave the mirror up.
+    failed: Arc<AtomicBool>,
+}
 
 impl Drop for Tap {
     fn drop(&mut self) {
         // First, so that a late acknowledgement does not reach the tap of a later migration.
-        self.0.set_tapped(false);
-        self.0.disk.detach_tap();
+        self.shared.set_tapped(false);
+        self.shared.disk.detach_tap();
     }
 }
 
@@ -207,14 +212,17 @@ impl Conductor {
     fn attach(&self, events: Sender<TapEvent>) -> Result<Tap, Stop> {
         self.shared.set_tapped(true);
         let patience_ns = u64::try_from(self.params.patience.as_nanos()).unwrap_or(u64::MAX);
+        let failed = Arc::new(AtomicBool::new(false));
         self.params
             .disk
             .attach_tap(WriteTap {
                 events,
+                failed: failed.clone(),
                 patience_ns,
             })
             .map_err(|error| Stop::Lost(format!("the disk cannot be mirrored: {error}")))?;
-        Ok(Tap(self.shared.clone()))
+        let shared = self.shared.clone();
+        Ok(Tap { shared, failed })
     }
 
     /// Waits for a release (its deadline), dirt (`None`), or a reason to stop.
@@ -283,7 +291,14 @@ impl Conductor {
             Stop::Lost(format!("the device's state cannot be exported: {error}"))
         })?;
         report.export_us = lap.next();
-        *tap = None;
+        // The rings are stopped: it cannot fail any more after this look.
+        let failed = tap
+            .take()
+            .is_none_or(|tap| tap.failed.load(Ordering::Acquire));
+        if failed {
+            let why = "the disk gave the mirror up before the release";
+            return Err(Halt::End(Stop::Lost(why.into())));
+        }
         if link.barrier() != Some(0) || !self.shared.plan().complete() {
             let why = "the disk changed after it was taken out of service; this is a defect";
             return Err(Halt::End(Stop::Lost(why.into())));

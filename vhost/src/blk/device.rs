@@ -345,10 +345,12 @@ impl BlkDevice {
         state.writeback = true;
     }
 
-    /// The front-end is gone.
+    /// The front-end is gone. One that comes back may be the same guest's, whose cache mode stands.
     pub(super) fn disconnect(&self) {
+        let writeback = self.state().writeback;
         self.reset();
         let mut state = self.state();
+        state.writeback = writeback;
         state.memory = Arc::default();
         state.log = None;
     }

@@ -124,11 +124,15 @@ impl DiskLifecycle for BlkDevice {
     }
 
     fn quiesce(&self, on_restart: RestartHook) -> Result<(), LifecycleError> {
-        // Under the device's lock: a ring that starts meanwhile is held and reported, or was
-        // started before and is drained.
-        let mut state = self.state();
-        state.on_restart = Some(on_restart);
-        self.disk.hold()
+        {
+            // Under the device's lock: a ring that starts meanwhile is held and reported, or was
+            // started before and is drained.
+            let mut state = self.state();
+            state.on_restart = Some(on_restart);
+            self.disk.close()?;
+        }
+        // Not under it: what is in flight may wait for a message of the front-end.
+        self.disk.drain()
     }
 
     fn resume(&self) {
@@ -141,6 +145,7 @@ impl DiskLifecycle for BlkDevice {
     }
 
     fn await_activation(&self, hook: ActivationHook) -> Result<(), LifecycleError> {
+        self.state().on_restart = None; // an earlier move's, whose end this is
         let expected = self.expected_bases.clone();
         self.disk.open_on_first(Box::new(move || {
             let served = hook();

@@ -125,6 +125,7 @@ fn a_change_is_mirrored_when_it_begins_behind_the_cursor() {
     let (mut lane, mut slots) = (lane(), SlotTable::new());
     let (events, _queue) = crossbeam_channel::bounded(1);
     let tap = WriteTap {
+        failed: Arc::default(),
         events,
         patience_ns: 1,
     };
