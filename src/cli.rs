@@ -316,14 +316,18 @@ fn follow_disk(client: &mut Client, id: &DiskId) -> Done<Value> {
             bar.finish_and_clear();
             return Ok(line);
         }
-        if matches!(
+        if !matches!(
             line["phase"].as_str(),
-            Some("failed" | "cancelled" | "detached")
+            Some("connecting" | "copying" | "in_sync")
         ) {
             bar.finish_and_clear();
-            let why = line["reason"].as_str().unwrap_or("cancelled");
+            let phase = line["phase"].as_str().unwrap_or_default();
+            // A reason says itself who serves the disk now.
+            let why = line["reason"]
+                .as_str()
+                .map_or(String::new(), |why| format!(": {why}"));
             return Err(Failure::Failed(format!(
-                "{why}; disk {id} is served here as before"
+                "the copy of disk {id} ended, {phase}{why}"
             )));
         }
         std::thread::sleep(PROGRESS_INTERVAL);

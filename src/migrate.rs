@@ -19,6 +19,12 @@ pub use machine::{MachineMove, MachineRequest};
 /// stopped meanwhile.
 pub const RELEASE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a machine that is being moved may keep the daemon from ending.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The largest disk that is moved: its extents are accounted for in memory.
+const MOVED_BYTES_MAX: u64 = 1 << 46;
+
 /// How often the end of a migration is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -120,6 +126,7 @@ impl Migrations {
                 out.peer
             )));
         }
+        check_movable(&served)?;
         self.forget(id);
         let handle = source::start(SourceParams {
             disk: served.lifecycle(),
@@ -159,9 +166,20 @@ impl Migrations {
         daemon: Arc<Daemon>,
         request: MachineRequest,
     ) -> Done<Arc<MachineMove>> {
-        let machine = machine::start(daemon, request)?;
         let mut machines = self.machines();
-        machines.retain(|other| !other.is_over());
+        machines
+            .retain(|other| !other.is_over() || !request.disks.iter().any(|id| other.moves(id)));
+        if let Some(id) = request
+            .disks
+            .iter()
+            .find(|id| machines.iter().any(|m| m.moves(id)))
+        {
+            return Err(Failure::Failed(format!(
+                "the machine with disk {id} is being moved already; see ferry migrate status, or \
+                 cancel it: ferry migrate cancel {id}"
+            )));
+        }
+        let machine = machine::start(daemon, request)?;
         machines.push(machine.clone());
         Ok(machine)
     }
@@ -177,13 +195,40 @@ impl Migrations {
         json!({ "disks": disks, "machines": machines })
     }
 
-    /// Cancels what can be cancelled, for the end of the daemon.
+    /// Cancels what can be cancelled, for the end of the daemon. Machines first: each is brought
+    /// back to life here with its disks, as nobody would do it later.
     pub fn stop(&self) {
         let machines = std::mem::take(&mut *self.machines());
         machines.iter().for_each(|machine| machine.cancel());
+        machines
+            .iter()
+            .for_each(|machine| machine.wait_over(STOP_PATIENCE));
         let disks = std::mem::take(&mut *self.disks());
-        drop(disks);
+        for out in disks.values() {
+            // Refused after a release: the record says the rest, to the next daemon.
+            let _ = out.handle.cancel();
+        }
     }
+}
+
+fn check_movable(served: &Served) -> Done {
+    use std::os::unix::fs::FileTypeExt;
+    let id = &served.config.id;
+    let device = |path: &std::path::Path| {
+        std::fs::metadata(path).is_ok_and(|there| there.file_type().is_block_device())
+    };
+    if served.image_path().is_some_and(device) {
+        return Err(Failure::Failed(format!(
+            "disk {id} is a block device, and those are not moved yet; only images are"
+        )));
+    }
+    let bytes = served.device.disk().geometry().capacity_bytes;
+    if bytes > MOVED_BYTES_MAX {
+        return Err(Failure::Failed(format!(
+            "disk {id} has {bytes} bytes; at most {MOVED_BYTES_MAX} are moved"
+        )));
+    }
+    Ok(())
 }
 
 fn line(id: &DiskId, out: &Outgoing) -> Value {

@@ -10,7 +10,11 @@ use serde_json::{Value, json};
 use crate::error::{Done, Failure};
 
 /// How long an answer may take. QEMU answers from its main loop, which a stop of the VM holds up.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// Less than what a peer waits for the answer that is passed on to it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Begins the error that says that there is no QEMU at all.
+pub const GONE: &str = "cannot reach QEMU's monitor";
 
 /// Longest line taken, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -19,6 +23,8 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     socket: String,
+    /// Tells a late answer from the present one.
+    last_id: u64,
 }
 
 impl Qmp {
@@ -27,7 +33,7 @@ impl Qmp {
         let name = socket.display().to_string();
         let stream = UnixStream::connect(socket).map_err(|error| {
             Failure::Failed(format!(
-                "cannot reach QEMU's monitor at {name}: {error}; start QEMU with -qmp \
+                "{GONE} at {name}: {error}; start QEMU with -qmp \
                  unix:{name},server=on,wait=off"
             ))
         })?;
@@ -36,6 +42,7 @@ impl Qmp {
         let mut qmp = Qmp {
             reader: BufReader::new(stream),
             socket: name,
+            last_id: 0,
         };
         qmp.line()?; // the greeting
         qmp.execute("qmp_capabilities", json!({}))?;
@@ -48,16 +55,19 @@ impl Qmp {
         if arguments.as_object().is_some_and(|map| !map.is_empty()) {
             request["arguments"] = arguments;
         }
-        result_of(command, self.ask(&request.to_string())?)
+        result_of(command, self.ask(request)?)
     }
 
-    fn ask(&mut self, request: &str) -> Done<Value> {
+    fn ask(&mut self, mut request: Value) -> Done<Value> {
+        self.last_id += 1;
+        let id = json!(self.last_id);
+        request["id"] = id.clone();
         let stream = self.reader.get_mut();
-        stream.write_all(request.as_bytes())?;
-        stream.write_all(b"\n")?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
         loop {
             let answer = self.line()?;
-            if answer.get("return").is_some() || answer.get("error").is_some() {
+            let answers = answer.get("return").is_some() || answer.get("error").is_some();
+            if answers && answer["id"] == id {
                 return Ok(answer);
             }
         }
@@ -99,5 +109,6 @@ pub fn result_of(command: &str, mut answer: Value) -> Done<Value> {
 
 /// Runs one command as it stands, and gives the answer as it came.
 pub fn raw(socket: &Path, command: &str) -> Done<String> {
+    let command: Value = serde_json::from_str(command)?;
     Ok(Qmp::connect(socket)?.ask(command)?.to_string())
 }

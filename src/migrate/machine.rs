@@ -1,15 +1,16 @@
 //! Moving a machine: its disks first, then QEMU's own migration around the handover.
 //!
 //! ```text
-//!   copy the disks, until in sync                           undo: cancel them
-//!   QEMU: pause-before-switchover, migrate                  undo: migrate_cancel
-//!   at pre-switchover: release each disk                    undo: the source's rings restart,
-//!   migrate-continue, until completed                             and each disk is asked back
-//!   cont at the destination                                 no undo: the machine runs there
+//!   copy the disks, until in sync                   undo: cancel those begun here
+//!   QEMU: pause-before-switchover, migrate          undo: migrate_cancel
+//!   at pre-switchover: release each disk            undo: ask each back, and only then `cont`
+//!   migrate-continue, until completed               undo: the same
+//!   cont at the destination                         no undo: the machine runs there
 //! ```
 //!
 //! The destination's QEMU is to be started with `-incoming defer -S`: it runs only when told so at
-//! the very end, so that a failure before finds nobody running there.
+//! the very end, so that a failure before finds nobody running there. When it is not known whether
+//! it was told, nothing is undone: one machine that waits for a person is better than two that run.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,16 +23,19 @@ use ferry_migration::source::{SourceHandle, SourcePhase};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{ended, wait_in_sync};
+use super::wait_in_sync;
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
-use crate::qmp::{Qmp, result_of};
+use crate::qmp::{self, Qmp, result_of};
 
 const POLL: Duration = Duration::from_millis(20);
 /// For the guest's memory, after the disks.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// For a step during which the machine stands still.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a refused `cont` is tried again, and how long after.
+const CONT_TRIES: u32 = 5;
+const CONT_PAUSE: Duration = Duration::from_millis(500);
 /// For the disks to come back after a failure.
 const RETURN_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -79,6 +83,14 @@ impl MachineMove {
 
     pub fn is_over(&self) -> bool {
         self.progress().over
+    }
+
+    /// Waits for its end.
+    pub fn wait_over(&self, patience: Duration) {
+        let began = Instant::now();
+        while !self.is_over() && began.elapsed() < patience {
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Asks it to stop; it does so before the disks are released, and not after.
@@ -151,6 +163,29 @@ pub fn start(daemon: Arc<Daemon>, request: MachineRequest) -> Done<Arc<MachineMo
     Ok(machine)
 }
 
+/// A disk of the machine.
+struct Disk {
+    handle: Arc<SourceHandle>,
+    /// Its copy was under way before.
+    joined: bool,
+}
+
+/// What there is to undo.
+#[derive(Default)]
+struct Made {
+    disks: Vec<Disk>,
+    /// QEMU was told to migrate.
+    migrating: bool,
+    /// The machine ran when it was.
+    ran: bool,
+}
+
+/// Why the machine does not run at the destination, as far as is known.
+enum NotStarted {
+    Certainly(Failure),
+    Perhaps(Failure),
+}
+
 struct Run<'a> {
     daemon: &'a Arc<Daemon>,
     machine: &'a MachineMove,
@@ -164,20 +199,50 @@ impl Run<'_> {
     fn carry_out(&self) -> Done {
         self.machine.step("checking both machines");
         let mut here = Qmp::connect(&self.request().qmp)?;
-        let ran = running(&here.execute("query-status", json!({}))?);
         self.check_there()?;
-        self.machine.step("copying the disks");
-        let mut disks = Vec::new();
-        let copied = self.copy_disks(&mut disks);
-        let moved = copied.and_then(|()| self.move_memory(&mut here, &disks));
-        match moved {
-            Ok(()) => self.machine.step("starting the machine there"),
-            Err(error) => return Err(self.undo(&mut here, &disks, ran, error)),
+        let mut made = Made::default();
+        let moved = self
+            .copy_disks(&mut made)
+            .and_then(|()| self.move_memory(&mut here, &mut made));
+        let ended = match moved {
+            Err(error) => Err(NotStarted::Certainly(error)),
+            Ok(()) if !made.ran => Ok(()),
+            Ok(()) => self.start_there(),
+        };
+        match ended {
+            Ok(()) => Ok(()),
+            Err(NotStarted::Certainly(error)) => Err(self.undo(&mut here, &made, &error)),
+            Err(NotStarted::Perhaps(error)) => Err(Failure::Failed(format!(
+                "{error}; it is not known whether the machine runs at {}, so it is not started \
+                 here: look at both, then give one of them cont",
+                self.request().to
+            ))),
         }
-        if ran && let Err(error) = self.there("cont", json!({})) {
-            return Err(self.undo(&mut here, &disks, ran, error));
+    }
+
+    /// Lets the machine run at the destination.
+    fn start_there(&self) -> Result<(), NotStarted> {
+        self.machine.step("starting the machine there");
+        let began = Instant::now();
+        let mut refusals = 0;
+        loop {
+            let Err(error) = self.there("cont", json!({})) else {
+                return Ok(());
+            };
+            match self.there("query-status", json!({})) {
+                Ok(status) if running(&status) => return Ok(()),
+                Ok(_) if refusals >= CONT_TRIES => return Err(NotStarted::Certainly(error)),
+                Ok(_) => refusals += 1,
+                Err(gone) if gone.to_string().contains(qmp::GONE) => {
+                    return Err(NotStarted::Certainly(gone));
+                }
+                Err(_) if began.elapsed() > STOPPED_PATIENCE => {
+                    return Err(NotStarted::Perhaps(error));
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(CONT_PAUSE);
         }
-        Ok(())
     }
 
     fn check_there(&self) -> Done {
@@ -193,21 +258,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn copy_disks(&self, disks: &mut Vec<Arc<SourceHandle>>) -> Done {
+    fn copy_disks(&self, made: &mut Made) -> Done {
+        self.machine.step("copying the disks");
+        let migrations = &self.daemon.migrations;
         for id in &self.request().disks {
-            disks.push(
-                self.daemon
-                    .migrations
-                    .start(self.daemon, id, &self.request().to)?,
-            );
+            // A copy that was in sync before is left as it was if this fails.
+            let joined = migrations.is_active(id);
+            let handle = migrations.start(self.daemon, id, &self.request().to)?;
+            made.disks.push(Disk { handle, joined });
         }
         let cancelled = || self.machine.cancelled.load(Ordering::SeqCst);
-        disks
+        made.disks
             .iter()
-            .try_for_each(|disk| wait_in_sync(disk, &cancelled))
+            .try_for_each(|disk| wait_in_sync(&disk.handle, &cancelled))
     }
 
-    fn move_memory(&self, here: &mut Qmp, disks: &[Arc<SourceHandle>]) -> Done {
+    fn move_memory(&self, here: &mut Qmp, made: &mut Made) -> Done {
         let request = self.request();
         self.machine.step("moving the memory");
         let pause =
@@ -218,11 +284,14 @@ impl Run<'_> {
             .as_ref()
             .unwrap_or(&request.migrate_uri);
         self.there("migrate-incoming", json!({ "uri": incoming }))?;
+        // Now, as its operator may have stopped it during the copy.
+        made.ran = running(&here.execute("query-status", json!({}))?);
         here.execute("migrate", json!({ "uri": request.migrate_uri }))?;
+        made.migrating = true;
         self.await_state(here, "pre-switchover", MEMORY_PATIENCE, true)?;
         self.machine.step("handing the disks over");
-        for disk in disks {
-            let report = disk.release(super::RELEASE_PATIENCE)?;
+        for disk in &made.disks {
+            let report = disk.handle.release(super::RELEASE_PATIENCE)?;
             let report = serde_json::to_value(report).unwrap_or_default();
             self.machine.progress().handovers.push(report);
         }
@@ -272,22 +341,13 @@ impl Run<'_> {
 
     /// Brings the machine back to life here, with its disks. Gives the error back, with what became
     /// of the machine.
-    fn undo(
-        &self,
-        here: &mut Qmp,
-        disks: &[Arc<SourceHandle>],
-        ran: bool,
-        error: Failure,
-    ) -> Failure {
+    fn undo(&self, here: &mut Qmp, made: &Made, error: &Failure) -> Failure {
         self.machine.step("undoing");
-        for disk in disks {
-            // Refused after a release: the disk is asked back when its rings restart.
-            let _ = disk.cancel();
+        for disk in made.disks.iter().filter(|disk| !disk.joined) {
+            // Refused after a release: the disk is asked back below.
+            let _ = disk.handle.cancel();
         }
-        let revived = self
-            .revive(here, ran)
-            .and_then(|()| if ran { disks_are_back(disks) } else { Ok(()) });
-        match revived {
+        match self.revive(here, made) {
             Ok(()) => Failure::Failed(format!("{error}; undone: the machine is here as before")),
             Err(trouble) => Failure::Failed(format!(
                 "{error}; and undoing it met trouble: {trouble}; see ferry migrate status"
@@ -295,50 +355,60 @@ impl Run<'_> {
         }
     }
 
-    fn revive(&self, here: &mut Qmp, ran: bool) -> Done {
-        // No migration under way is an error of its own, and fine.
-        let _ = here.execute("migrate_cancel", json!({}));
-        let began = Instant::now();
-        loop {
-            let state = here.execute("query-migrate", json!({}))?;
-            let status = state["status"].as_str().unwrap_or("none");
-            if matches!(status, "none" | "failed" | "cancelled" | "completed") {
-                break;
-            }
-            if began.elapsed() > STOPPED_PATIENCE {
-                return Err(Failure::Failed(format!("QEMU's migration stays {status}")));
-            }
-            std::thread::sleep(POLL);
+    fn revive(&self, here: &mut Qmp, made: &Made) -> Done {
+        if made.migrating {
+            stop_migration(here)?;
         }
-        if ran && !running(&here.execute("query-status", json!({}))?) {
+        // First the disks: a machine must not run here while it could at the other side.
+        made.disks
+            .iter()
+            .try_for_each(|disk| take_back(&disk.handle))?;
+        if made.migrating && made.ran && !running(&here.execute("query-status", json!({}))?) {
             here.execute("cont", json!({}))?;
         }
         Ok(())
     }
 }
 
-/// Waits until every released disk was given back.
-fn disks_are_back(disks: &[Arc<SourceHandle>]) -> Done {
-    for disk in disks {
-        let began = Instant::now();
-        loop {
-            let status = disk.status();
-            if ended(status.phase) {
-                if status.phase == SourcePhase::Moved {
-                    return Err(Failure::Failed(
-                        "a disk is served at the destination already".into(),
-                    ));
-                }
-                break;
+/// Ends QEMU's migration, however far it is.
+fn stop_migration(here: &mut Qmp) -> Done {
+    // None under way is an error of its own, and fine.
+    let _ = here.execute("migrate_cancel", json!({}));
+    let began = Instant::now();
+    loop {
+        let state = here.execute("query-migrate", json!({}))?;
+        let status = state["status"].as_str().unwrap_or("none");
+        if matches!(status, "none" | "failed" | "cancelled" | "completed") {
+            return Ok(());
+        }
+        if began.elapsed() > STOPPED_PATIENCE {
+            return Err(Failure::Failed(format!("QEMU's migration stays {status}")));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Has a disk that was released given back.
+fn take_back(disk: &SourceHandle) -> Done {
+    use SourcePhase::{Granted, InDoubt, Moved};
+    let began = Instant::now();
+    disk.ask_back();
+    loop {
+        let status = disk.status();
+        match status.phase {
+            Moved => {
+                return Err(Failure::Failed(
+                    "a disk is served at the destination already".into(),
+                ));
             }
-            if began.elapsed() > RETURN_PATIENCE {
+            Granted | InDoubt if began.elapsed() <= RETURN_PATIENCE => std::thread::sleep(POLL),
+            Granted | InDoubt => {
                 let why = status.reason.unwrap_or_else(|| "no answer yet".into());
                 return Err(Failure::Failed(format!("a disk is not back yet: {why}")));
             }
-            std::thread::sleep(POLL);
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }
 
 fn running(status: &Value) -> bool {
