@@ -46,6 +46,7 @@ fn tap(device: &BlkDevice, patience: Duration) -> Receiver<TapEvent> {
 
 fn with_patience(events: Sender<TapEvent>, patience: Duration) -> WriteTap {
     WriteTap {
+        failed: Arc::default(),
         events,
         patience_ns: u64::try_from(patience.as_nanos()).unwrap(),
     }
