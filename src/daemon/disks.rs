@@ -240,3 +240,129 @@ impl SetAside {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ferry_dataplane::disk::{Disk, Service};
+    use ferry_dataplane::worker::Worker;
+    use ferry_migration::ids::{DaemonId, MigrationId};
+    use ferry_migration::lease::{MemoryStore, Peer};
+    use ferry_migration::phase::Event;
+    use ferry_vhost::blk::device::BlkOptions;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A disk at `path` that was moved away at epoch 2, and that nobody has set aside yet.
+    fn moved(path: &Path, worker: &Worker) -> Served {
+        let (daemon, migration, epoch) = (DaemonId::random(), MigrationId::random(), 2);
+        let store = Box::new(MemoryStore::default());
+        let ownership = Ownership::open(store, Uuid::new_v4(), daemon).unwrap();
+        let peer = Peer {
+            address: "peer:1".into(),
+            daemon,
+        };
+        ownership.apply(Event::Create).unwrap();
+        ownership.release(migration, peer).unwrap();
+        ownership
+            .apply(Event::ActivatedThere { migration, epoch })
+            .unwrap();
+        let config = DiskConfig {
+            id: "d".parse().unwrap(),
+            path: path.display().to_string().parse().unwrap(),
+            socket_path: None,
+            num_queues: 1,
+            read_only: false,
+            incoming: false,
+            size: None,
+        };
+        let backend = config.path.backend(
+            Store::Image(Image::create(path, MIB).unwrap().into()),
+            false,
+        );
+        let disk = Disk::new(&backend, &[worker.handle()], 0, 1, Service::Held).unwrap();
+        let options = BlkOptions {
+            name: "d".into(),
+            num_queues: 1,
+            serial: "d".into(),
+        };
+        let device = BlkDevice::new(Arc::new(disk), &options);
+        let socket = path.with_extension("sock");
+        Served::new(config, socket, device, Arc::new(ownership), false)
+    }
+
+    fn aside(path: &Path, epoch: u64) -> PathBuf {
+        path.with_file_name(format!("image.moved.{epoch}"))
+    }
+
+    #[test]
+    fn a_moved_image_is_set_aside_once_and_its_lock_is_free() {
+        let (dir, worker) = (tempfile::tempdir().unwrap(), Worker::start("w").unwrap());
+        let path = dir.path().join("image");
+        let served = moved(&path, &worker);
+        fs::write(aside(&path, 1), b"older").unwrap();
+        served.set_aside().unwrap();
+        assert!(!path.exists() && aside(&path, 2).exists() && !aside(&path, 1).exists());
+        Image::open(&aside(&path, 2), false).unwrap();
+        // What comes to the path later is not the disk.
+        fs::write(&path, b"mine").unwrap();
+        assert!(served.set_aside().is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_late_watcher_leaves_a_disk_alone_that_is_on_its_way_back() {
+        let (dir, worker) = (tempfile::tempdir().unwrap(), Worker::start("w").unwrap());
+        let path = dir.path().join("image");
+        let served = moved(&path, &worker);
+        let mut arrival = served.arrival();
+        // The next copy comes first, and makes its own room.
+        assert!(served.put_away(&arrival).unwrap().is_some());
+        let claim = Claim {
+            migration: MigrationId::random(),
+            disk: "d".parse().unwrap(),
+            epoch: 3,
+        };
+        let image: Arc<Image> = Image::create(&path, MIB).unwrap().into();
+        fs::remove_file(aside(&path, 2)).unwrap();
+        *arrival = Some(Arrival {
+            claim: claim.clone(),
+            image: image.clone(),
+        });
+        drop(arrival);
+        served.set_aside().unwrap();
+        assert!(path.exists(), "the copy that arrives was set aside");
+
+        // It was granted, installed and activated: the record says so, and the image is live.
+        let (migration, epoch) = (claim.migration, claim.epoch);
+        let peer = Peer {
+            address: String::new(),
+            daemon: DaemonId::random(),
+        };
+        let uuid = served.ownership.disk_uuid();
+        let ownership = &served.ownership;
+        ownership.accept(migration, epoch, uuid, peer).unwrap();
+        let backend = served.config.path.backend(Store::Image(image), false);
+        served.device.disk().set_backend(&backend).unwrap();
+        ownership.grant(migration, epoch, Vec::new()).unwrap();
+        ownership
+            .apply(Event::Activate { migration, epoch })
+            .unwrap();
+        *served.arrival() = None;
+        served.set_aside().unwrap();
+        assert!(path.exists(), "the live image was set aside");
+        assert!(served.image().is_some(), "the live image was taken away");
+    }
+
+    #[test]
+    fn a_late_watcher_leaves_the_path_of_a_removed_disk_alone() {
+        let (dir, worker) = (tempfile::tempdir().unwrap(), Worker::start("w").unwrap());
+        let path = dir.path().join("image");
+        let served = moved(&path, &worker);
+        served.leave(&served.arrival());
+        served.set_aside().unwrap();
+        assert!(path.exists());
+    }
+}

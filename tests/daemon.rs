@@ -1,0 +1,16 @@
+//! The daemon by its commands: what it keeps, what it refuses, and what it makes of each record
+//! when it is killed and started again. No guest but a small front-end in this process.
+//!
+//! ```text
+//!   cargo test --test daemon            all of them
+//!   cargo test --test daemon killed     some
+//! ```
+
+#[path = "daemon/adding.rs"]
+mod adding;
+#[path = "daemon/killed.rs"]
+mod killed;
+#[path = "daemon/moves.rs"]
+mod moves;
+#[path = "daemon/rig.rs"]
+mod rig;
