@@ -13,6 +13,7 @@
 //! ```
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,11 +120,6 @@ impl<'d> Pair<'d> {
         &mut self.daemons[1 - self.here]
     }
 
-    /// The other side's name, which its QEMU's monitor is named after.
-    pub fn destination_name(&self) -> &'static str {
-        SIDES[1 - self.here]
-    }
-
     fn image_path(&self, side: usize) -> PathBuf {
         self.dir.path(format!("{}.img", SIDES[side]))
     }
@@ -149,7 +145,9 @@ impl<'d> Pair<'d> {
         self.qemus += 1;
         let name = format!("{}-{}", SIDES[there], self.qemus);
         let qemu = Qemu::incoming(self.dir, &name, &self.machine, &[&socket])?;
-        let uri = format!("unix:{}", self.dir.path(format!("{name}.move")).display());
+        // As for the daemons: freed before QEMU takes it.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let uri = format!("tcp:127.0.0.1:{port}");
         Ok(Arrival { qemu, uri })
     }
 

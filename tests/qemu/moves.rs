@@ -3,8 +3,7 @@
 use libtest_mimic::Trial;
 
 use crate::ensure;
-use crate::harness::guest::ferry_qmp;
-use crate::harness::pair::{DISK, Options, Pair};
+use crate::harness::pair::{Arrival, DISK, Options, Pair};
 use crate::harness::trial::{long, with_qemu};
 use crate::harness::verifier::Verifier;
 use crate::harness::{Check, TestDir};
@@ -13,6 +12,7 @@ pub fn trials() -> Vec<Trial> {
     let mut trials = with_qemu(&[
         ("verified_guest_moves_ten_times", ten_moves),
         ("migrate_vm_moves_guest_and_disk", migrate_vm),
+        ("migrate_vm_that_fails_is_undone", migrate_vm_fails),
     ]);
     trials.extend(long(&[("verified_guest_moves_fifty_times", fifty_moves)]));
     trials
@@ -60,35 +60,70 @@ fn migrate_vm(dir: &TestDir) -> Check {
     let verifier = Verifier::start(&mut pair.guest)?;
     for _ in 0..2 {
         let arrival = pair.prepare_closed()?;
-        let to = pair.destination().address();
-        let (from_qmp, to_qmp) = (
-            pair.guest.qemu().ferry_qmp.clone(),
-            arrival.qemu.ferry_qmp.clone(),
-        );
-        ensure!(
-            to_qmp == ferry_qmp(dir, pair.destination_name()),
-            "not the monitor configured"
-        );
-        let (from_qmp, to_qmp) = (from_qmp.display().to_string(), to_qmp.display().to_string());
-        let words = [
-            "migrate",
-            "vm",
-            "--disk",
-            DISK,
-            "--to",
-            &to,
-            "--qmp",
-            &from_qmp,
-            "--dest-qmp",
-            &to_qmp,
-            "--migrate-uri",
-            &arrival.uri,
-        ];
-        pair.source().expect(&words)?;
+        let words = vm_words(&mut pair, &arrival, &arrival.uri);
+        pair.source().expect(&borrowed(&words))?;
         pair.arrived(arrival)?;
         verifier.wait_progress(&mut pair.guest)?;
         pair.ensure_phases("serving", "moved")?;
     }
     verifier.finish(&mut pair.guest)?;
     Ok(())
+}
+
+/// QEMU cannot send the machine anywhere: it must run on here, with its disk, and a second try to
+/// the right place must succeed.
+fn migrate_vm_fails(dir: &TestDir) -> Check {
+    let mut pair = Pair::start(dir, Options::default())?;
+    let verifier = Verifier::start(&mut pair.guest)?;
+    let arrival = pair.prepare_closed()?;
+    // A port that was free a moment ago: nobody listens there.
+    let words = vm_words(&mut pair, &arrival, "tcp:127.0.0.1:9");
+    let output = pair.source().run(&borrowed(&words))?;
+    ensure!(
+        output.code == Some(1) && output.err.contains("undone"),
+        "a move to nowhere ended with {:?}: {}{}",
+        output.code,
+        output.out,
+        output.err
+    );
+    verifier.wait_progress(&mut pair.guest)?;
+    let there = pair.source().disk(DISK)?;
+    ensure!(
+        there.is_some_and(|disk| disk["phase"] == "serving"),
+        "the disk is not served at the source"
+    );
+    drop(arrival);
+    let arrival = pair.prepare_closed()?;
+    let words = vm_words(&mut pair, &arrival, &arrival.uri);
+    pair.source().expect(&borrowed(&words))?;
+    pair.arrived(arrival)?;
+    verifier.wait_progress(&mut pair.guest)?;
+    pair.ensure_phases("serving", "moved")?;
+    verifier.finish(&mut pair.guest)?;
+    Ok(())
+}
+
+/// `ferry migrate vm` to the arrival, with QEMU sending to `uri`.
+fn vm_words(pair: &mut Pair, arrival: &Arrival, uri: &str) -> Vec<String> {
+    let to = pair.destination().address();
+    let qmp = pair.guest.qemu().ferry_qmp.display().to_string();
+    let dest_qmp = arrival.qemu.ferry_qmp.display().to_string();
+    let pairs = [
+        ("--disk", DISK),
+        ("--to", &to),
+        ("--qmp", &qmp),
+        ("--dest-qmp", &dest_qmp),
+        ("--migrate-uri", uri),
+        ("--incoming-uri", &arrival.uri),
+    ];
+    let words = pairs.iter().flat_map(|&(flag, value)| [flag, value]);
+    ["migrate", "vm"]
+        .into_iter()
+        .chain(words)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn borrowed(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
 }

@@ -9,7 +9,6 @@ fn only_what_a_migration_needs_passes() {
         r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[]}}"#,
         r#"{"execute":"migrate-set-parameters","arguments":{"downtime-limit":300}}"#,
         r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:0.0.0.0:4444"}}"#,
-        r#"{"execute":"migrate-incoming","arguments":{"uri":"unix:/run/m.sock"}}"#,
         r#"{"execute":"migrate-incoming","arguments":{"channels":[{"channel-type":"main",
             "addr":{"transport":"socket","type":"inet","host":"::","port":"1"}}]}}"#,
     ] {
@@ -26,6 +25,7 @@ fn only_what_a_migration_needs_passes() {
         r#"{"execute":["cont"]}"#,
         r#"{"execute":"cont"} {"execute":"quit"}"#,
         r#"{"execute":"migrate-incoming"}"#,
+        r#"{"execute":"migrate-incoming","arguments":{"uri":"unix:/etc/passwd"}}"#,
         r#"{"execute":"migrate-incoming","arguments":{"uri":"exec:rm -rf /"}}"#,
         r#"{"execute":"migrate-incoming","arguments":{"uri":"file:/etc/passwd"}}"#,
         r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:h:1","channels":[
