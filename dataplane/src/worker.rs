@@ -12,6 +12,7 @@
 //! polling the others. When none is polled the worker sleeps in the ring, on the kicks, the I/O in
 //! flight and its command eventfd.
 
+mod bounce;
 pub(crate) mod command;
 mod idle;
 mod io;
@@ -29,8 +30,8 @@ use crate::limits::{COMMAND_BUDGET, COMMAND_QUEUE, COMPLETION_ENTRIES, FETCH_BUD
 use crate::queue::{Fetched, RequestQueue};
 use crate::ring::{Ring, Token};
 use crate::slots::{Inbox, SlotTable};
+use bounce::BouncePool;
 use command::{Command, Wake};
-use io::BouncePool;
 use lane::{Gate, Lane};
 
 /// How a queue is watched.

@@ -1,96 +1,19 @@
 //! The life of a request on its worker: admitted, started, advanced by CQEs, completed.
 //!
 //! A request whose memory and range suit direct I/O goes to the kernel as it is. Any other, and
-//! every mirrored change, goes chunk by chunk through a bounce buffer: a read is copied to the
-//! guest afterwards; a write is copied from the guest once, so that the disk and the mirror get
-//! the same bytes whatever the guest does to its buffer meanwhile. Where a chunk covers only part
-//! of a block, the block is read first and written whole, and no other change may touch it until
-//! then.
+//! every mirrored change, goes through bounce buffers (`bounce.rs`).
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Core;
+use super::bounce::chunk_extent;
+use super::lane::{of, of_mut};
 use crate::backend::Store;
-use crate::buffer::AlignedBuf;
-use crate::limits::{BOUNCE_BUFFERS, BOUNCE_BYTES};
 use crate::request::{Completion, Op, Status};
 use crate::ring::Transfer;
-use crate::slots::{Chunk, Slot, Stage};
+use crate::slots::{Slot, Stage};
 use crate::sys;
-
-/// The bounce buffers of a worker. One that is shared with a tap comes back when the tap is done
-/// with it.
-pub(super) struct BouncePool {
-    free: Vec<Arc<AlignedBuf>>,
-    lent: Vec<Arc<AlignedBuf>>,
-    /// Slots that wait for a buffer, oldest first.
-    waiting: std::collections::VecDeque<u32>,
-}
-
-impl BouncePool {
-    pub fn new() -> BouncePool {
-        // Untouched pages of these cost nothing.
-        let free = (0..BOUNCE_BUFFERS)
-            .map(|_| Arc::new(AlignedBuf::new(BOUNCE_BYTES)))
-            .collect();
-        BouncePool {
-            free,
-            lent: Vec::with_capacity(BOUNCE_BUFFERS),
-            waiting: Default::default(),
-        }
-    }
-
-    fn take(&mut self) -> Option<Arc<AlignedBuf>> {
-        if let Some(buffer) = self.free.pop() {
-            return Some(buffer);
-        }
-        let back = self
-            .lent
-            .iter_mut()
-            .position(|buffer| Arc::get_mut(buffer).is_some())?;
-        Some(self.lent.swap_remove(back))
-    }
-
-    fn give(&mut self, mut buffer: Arc<AlignedBuf>) {
-        if Arc::get_mut(&mut buffer).is_some() {
-            self.free.push(buffer);
-        } else {
-            self.lent.push(buffer);
-        }
-    }
-
-    /// Whether a buffer can be had now.
-    fn can_give(&mut self) -> bool {
-        !self.free.is_empty()
-            || self
-                .lent
-                .iter_mut()
-                .any(|buffer| Arc::get_mut(buffer).is_some())
-    }
-
-    /// Whether someone waits who could go on.
-    pub fn can_go_on(&mut self) -> bool {
-        !self.waiting.is_empty() && self.can_give()
-    }
-
-    /// Whether buffers are with a tap.
-    pub fn lends(&self) -> bool {
-        !self.lent.is_empty()
-    }
-
-    /// A tap that failed may keep its buffers for long: replaces them.
-    pub fn forsake_lent(&mut self) {
-        for _ in self.lent.drain(..) {
-            self.free.push(Arc::new(AlignedBuf::new(BOUNCE_BYTES)));
-        }
-    }
-
-    pub fn waiting(&self) -> impl Iterator<Item = &u32> {
-        self.waiting.iter()
-    }
-}
 
 impl Core {
     /// Takes a request that was just popped.
@@ -98,23 +21,17 @@ impl Core {
         let slot = self.slots.get(id);
         let (lane_id, op) = (slot.lane, slot.request.op);
         if op.changes() {
-            let lane = self.lanes[lane_id as usize]
-                .as_mut()
-                .expect("a slot's lane stays");
+            let lane = of_mut(&mut self.lanes, lane_id);
             let partial = is_partial(slot, lane.block_bytes);
             if lane.backend.read_only {
                 return self.finish(id, Status::IoError);
             }
-            let lane = self.lanes[lane_id as usize]
-                .as_mut()
-                .expect("a slot's lane stays");
+            let lane = of_mut(&mut self.lanes, lane_id);
             if partial && !lane.tracking {
                 lane.start_tracking(lane_id, &self.slots);
                 self.list_tended();
             }
-            let lane = self.lanes[lane_id as usize]
-                .as_mut()
-                .expect("a slot's lane stays");
+            let lane = of_mut(&mut self.lanes, lane_id);
             if lane.tracking && lane.conflicts(id, &self.slots) {
                 lane.conflicted.push_back(id);
                 return;
@@ -130,9 +47,7 @@ impl Core {
         }
         let mut at = 0;
         loop {
-            let lane = self.lanes[lane_id as usize]
-                .as_mut()
-                .expect("the caller's lane");
+            let lane = of_mut(&mut self.lanes, lane_id);
             let Some(&id) = lane.conflicted.get(at) else {
                 break;
             };
@@ -145,29 +60,11 @@ impl Core {
         }
     }
 
-    /// Gives buffers that came back to those who wait for one.
-    pub(super) fn retry_waiting(&mut self) {
-        while let Some(&id) = self.pool.waiting.front() {
-            if !self.leaving.is_empty() && !self.pool.can_give() {
-                // A VMM waits for its ring: do not make it wait for the network.
-                self.pool.forsake_lent();
-            }
-            let Some(buffer) = self.pool.take() else {
-                return;
-            };
-            self.pool.waiting.pop_front();
-            self.slots.get_mut(id).bounce = Some(buffer);
-            self.next_chunk(id);
-        }
-    }
-
     fn start(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         let (op, lane_id) = (slot.request.op, slot.lane);
         slot.started = op.changes();
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, lane_id);
         let slot = self.slots.get_mut(id);
         let partial = is_partial(slot, lane.block_bytes);
         if op.changes() && lane.tracking {
@@ -217,9 +114,7 @@ impl Core {
 
     fn start_flush(&mut self, id: u32) {
         let lane_id = self.slots.get(id).lane;
-        let lane = self.lanes[lane_id as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
+        let lane = of(&self.lanes, lane_id);
         if lane.flush_failed.load(Ordering::Relaxed) {
             return self.finish(id, Status::IoError);
         }
@@ -235,9 +130,7 @@ impl Core {
 
     fn start_zero(&mut self, id: u32, partial: bool) {
         let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
+        let lane = of(&self.lanes, slot.lane);
         match &lane.backend.store {
             Store::Null { .. } => self.finish(id, Status::Ok),
             Store::Pending { .. } => self.finish(id, Status::IoError),
@@ -277,9 +170,7 @@ impl Core {
         } else {
             Transfer::Write
         };
-        let lane = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
+        let lane = of(&self.lanes, slot.lane);
         let Store::Image(image) = &lane.backend.store else {
             unreachable!("only an image is read and written directly")
         };
@@ -289,166 +180,6 @@ impl Core {
             .ring
             .transfer_segments((id, slot), image.as_raw_fd(), kind, offset);
         self.check_pushed(id, pushed);
-    }
-
-    /// Goes on through bounce buffers, from `done_bytes`.
-    fn bounce(&mut self, id: u32) {
-        let now_ns = self.now_ns;
-        let slot = self.slots.get_mut(id);
-        slot.stage = Stage::Waiting;
-        match self.pool.take() {
-            Some(buffer) if self.pool.waiting.is_empty() => {
-                slot.bounce = Some(buffer);
-                self.next_chunk(id);
-            }
-            taken => {
-                if let Some(buffer) = taken {
-                    self.pool.give(buffer);
-                }
-                slot.tapped_ns = now_ns;
-                self.pool.waiting.push_back(id);
-            }
-        }
-    }
-
-    fn next_chunk(&mut self, id: u32) {
-        let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
-        let block = u64::from(lane.block_bytes);
-        let position = slot.request.offset_bytes + slot.done_bytes;
-        let left = slot.request.len_bytes - slot.done_bytes;
-        let head = position % block;
-        slot.chunk_bytes = left.min(BOUNCE_BYTES as u64 - head);
-        slot.io_offset = position - head;
-        let io_bytes = (head + slot.chunk_bytes).next_multiple_of(block);
-        slot.io_bytes = usize::try_from(io_bytes).expect("a chunk fits its buffer");
-        let whole_tail = (head + slot.chunk_bytes).is_multiple_of(block);
-        if slot.request.op == Op::Read {
-            self.chunk_io(id, Chunk::Transfer);
-        } else if head > 0 {
-            self.chunk_io(id, Chunk::ReadHead);
-        } else if !whole_tail {
-            self.chunk_io(id, Chunk::ReadTail);
-        } else {
-            self.write_chunk(id);
-        }
-    }
-
-    /// Fills the buffer from the guest, once, tells the mirror, and writes.
-    fn write_chunk(&mut self, id: u32) {
-        let slot = self.slots.get_mut(id);
-        let block = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays")
-            .block_bytes;
-        let buffer = slot
-            .bounce
-            .as_mut()
-            .and_then(Arc::get_mut)
-            .expect("not shared before it is filled");
-        fill(
-            &slot.request,
-            &slot.segments,
-            slot.done_bytes,
-            slot.chunk_bytes,
-            block,
-            buffer,
-        );
-        // Whole blocks of zeroes were told to the mirror as a range.
-        let told = slot.request.op != Op::Write && !is_partial(slot, block);
-        let tapped = told || self.tap_write(id);
-        if !tapped {
-            let lane = self.slots.get(id).lane;
-            self.fail_mirror(lane, "the mirror's queue is full");
-        }
-        self.chunk_io(id, Chunk::Transfer);
-    }
-
-    fn chunk_io(&mut self, id: u32, chunk: Chunk) {
-        let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
-        let reads = slot.request.op == Op::Read || chunk != Chunk::Transfer;
-        let kind = if reads {
-            Transfer::Read
-        } else {
-            Transfer::Write
-        };
-        slot.stage = Stage::Bounce(chunk);
-        let (at, len) = chunk_extent(slot, chunk, lane.block_bytes);
-        let offset = slot.io_offset + at as u64;
-        match &lane.backend.store {
-            Store::Image(image) => {
-                let fd = image.as_raw_fd();
-                let pushed = self
-                    .ring
-                    .transfer_bounce((id, slot), fd, kind, offset, (at, len));
-                self.check_pushed(id, pushed);
-            }
-            Store::Memory(memory) => {
-                let buffer = slot
-                    .bounce
-                    .as_mut()
-                    .expect("a bounced request holds its buffer");
-                match kind {
-                    Transfer::Write => memory.write(offset, &buffer[at..at + len]),
-                    Transfer::Read => {
-                        let buffer = Arc::get_mut(buffer).expect("not shared while it is read");
-                        memory.read(offset, &mut buffer[at..at + len]);
-                    }
-                }
-                self.chunk_done(id, chunk);
-            }
-            Store::Null { .. } => self.chunk_done(id, chunk),
-            Store::Pending { .. } => self.finish(id, Status::IoError),
-        }
-    }
-
-    /// A part of a chunk has been transferred in full.
-    fn chunk_done(&mut self, id: u32, chunk: Chunk) {
-        let slot = self.slots.get_mut(id);
-        let block = self.lanes[slot.lane as usize]
-            .as_ref()
-            .expect("a slot's lane stays")
-            .block_bytes;
-        match chunk {
-            Chunk::ReadHead => {
-                let end = slot.io_offset + slot.io_bytes as u64;
-                let position = slot.request.offset_bytes + slot.done_bytes + slot.chunk_bytes;
-                // One block holds head and tail alike: it has just been read.
-                if position < end && slot.io_bytes > block as usize {
-                    self.chunk_io(id, Chunk::ReadTail);
-                } else {
-                    self.write_chunk(id);
-                }
-            }
-            Chunk::ReadTail => self.write_chunk(id),
-            Chunk::Transfer => {
-                if slot.request.op == Op::Read {
-                    let buffer = slot
-                        .bounce
-                        .as_ref()
-                        .expect("a bounced request holds its buffer");
-                    let head = slot.request.offset_bytes + slot.done_bytes - slot.io_offset;
-                    let (head, len) = (small(head), small(slot.chunk_bytes));
-                    slot.segments
-                        .copy_in(small(slot.done_bytes), &buffer[head..head + len]);
-                }
-                slot.done_bytes += slot.chunk_bytes;
-                let more = slot.done_bytes < slot.request.len_bytes;
-                if let Some(buffer) = slot.bounce.take() {
-                    self.pool.give(buffer);
-                }
-                if more {
-                    self.bounce(id);
-                } else {
-                    self.finish(id, Status::Ok);
-                }
-            }
-        }
     }
 
     /// A CQE of the request in slot `id` came.
@@ -462,9 +193,7 @@ impl Core {
             Stage::Direct => self.direct_done(id, result),
             Stage::Bounce(chunk) if again => self.chunk_io(id, chunk),
             Stage::Bounce(chunk) => {
-                let lane = self.lanes[slot.lane as usize]
-                    .as_ref()
-                    .expect("a slot's lane stays");
+                let lane = of(&self.lanes, slot.lane);
                 let (_, len) = chunk_extent(slot, chunk, lane.block_bytes);
                 if usize::try_from(result) == Ok(len) {
                     self.chunk_done(id, chunk);
@@ -497,12 +226,7 @@ impl Core {
 
     fn direct_done(&mut self, id: u32, result: i32) {
         let slot = self.slots.get_mut(id);
-        let block = u64::from(
-            self.lanes[slot.lane as usize]
-                .as_ref()
-                .expect("a slot's lane stays")
-                .block_bytes,
-        );
+        let block = u64::from(of(&self.lanes, slot.lane).block_bytes);
         match u64::try_from(result) {
             Ok(bytes) if bytes == slot.request.len_bytes => self.finish(id, Status::Ok),
             // Short: the rest goes through a buffer, from the last whole block.
@@ -555,7 +279,7 @@ impl Core {
         );
     }
 
-    fn check_pushed(&mut self, id: u32, pushed: std::io::Result<()>) {
+    pub(super) fn check_pushed(&mut self, id: u32, pushed: std::io::Result<()>) {
         if let Err(error) = pushed {
             tracing::error!(%error, "a request could not be submitted");
             self.finish(id, Status::IoError);
@@ -563,7 +287,7 @@ impl Core {
     }
 
     /// All local work of a request is over.
-    fn finish(&mut self, id: u32, status: Status) {
+    pub(super) fn finish(&mut self, id: u32, status: Status) {
         let slot = self.slots.get_mut(id);
         slot.status = status;
         if let Some(buffer) = slot.bounce.take() {
@@ -584,9 +308,7 @@ impl Core {
 
     /// A change has landed, or failed: its range is free.
     fn landed(&mut self, lane_id: u32, id: u32) {
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, lane_id);
         let slot = self.slots.get_mut(id);
         slot.started = false;
         if lane.tracking {
@@ -606,9 +328,7 @@ impl Core {
     pub(super) fn complete(&mut self, id: u32) {
         let now_ns = self.now_ns;
         let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, slot.lane);
         if lane.backend.delay_ns > 0 && slot.stage != Stage::Delayed {
             slot.stage = Stage::Delayed;
             slot.due_ns = now_ns + lane.backend.delay_ns;
@@ -642,9 +362,7 @@ impl Core {
             entry.touched = true;
             self.touched.push(queue);
         }
-        let lane = self.lanes[lane_id as usize]
-            .as_ref()
-            .expect("a slot's lane stays");
+        let lane = of(&self.lanes, lane_id);
         lane.counters
             .count(slot.request.op, slot.request.len_bytes, slot.status);
         self.slots.release(id);
@@ -705,43 +423,10 @@ impl Core {
     }
 }
 
-/// Puts the request's bytes of this chunk where they belong in the buffer.
-fn fill(
-    request: &crate::request::Request,
-    segments: &crate::segments::Segments,
-    done_bytes: u64,
-    chunk_bytes: u64,
-    block_bytes: u32,
-    buffer: &mut AlignedBuf,
-) {
-    let head = small((request.offset_bytes + done_bytes) % u64::from(block_bytes));
-    let into = &mut buffer[head..head + small(chunk_bytes)];
-    if request.op == Op::Write {
-        segments.copy_out(small(done_bytes), into);
-    } else {
-        into.fill(0);
-    }
-}
-
-/// Where in the buffer a part of the chunk lies, and its length.
-fn chunk_extent(slot: &Slot, chunk: Chunk, block_bytes: u32) -> (usize, usize) {
-    let block = block_bytes as usize;
-    match chunk {
-        Chunk::ReadHead => (0, block),
-        Chunk::ReadTail => (slot.io_bytes - block, block),
-        Chunk::Transfer => (0, slot.io_bytes),
-    }
-}
-
 /// Whether the request changes part of a block.
-fn is_partial(slot: &Slot, block_bytes: u32) -> bool {
+pub(super) fn is_partial(slot: &Slot, block_bytes: u32) -> bool {
     let block = u64::from(block_bytes);
     slot.request.op.changes()
         && !(slot.request.offset_bytes.is_multiple_of(block)
             && slot.request.len_bytes.is_multiple_of(block))
-}
-
-/// A length within one request, which was bounded when it was parsed.
-fn small(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("within one request")
 }

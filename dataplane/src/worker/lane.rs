@@ -205,6 +205,21 @@ impl Lane {
     }
 }
 
+/// A lane by its id. A function of the lanes alone, so that the worker's other parts stay free to
+/// be borrowed.
+pub(crate) fn of(lanes: &[Option<Lane>], id: u32) -> &Lane {
+    lanes[id as usize]
+        .as_ref()
+        .expect("a queue's lane stays until the queue has left")
+}
+
+/// As [`of`], to change it.
+pub(crate) fn of_mut(lanes: &mut [Option<Lane>], id: u32) -> &mut Lane {
+    lanes[id as usize]
+        .as_mut()
+        .expect("a queue's lane stays until the queue has left")
+}
+
 /// Whether two ranges share a byte.
 pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end

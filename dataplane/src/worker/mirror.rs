@@ -6,15 +6,13 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::Core;
-use super::lane::{Mirror, RangeLock};
+use super::lane::{Mirror, RangeLock, of_mut};
 use crate::lifecycle::TapEvent;
 use crate::slots::Stage;
 
 impl Core {
     pub(super) fn attach_mirror(&mut self, lane_id: u32, mirror: Mirror) -> bool {
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("control keeps the lane");
+        let lane = of_mut(&mut self.lanes, lane_id);
         if lane.mirror.is_some() {
             return false;
         }
@@ -56,9 +54,7 @@ impl Core {
     pub(super) fn tap_write(&mut self, id: u32) -> bool {
         let now_ns = self.now_ns;
         let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, slot.lane);
         if !lane.mirrors(slot) {
             return true;
         }
@@ -88,9 +84,7 @@ impl Core {
     pub(super) fn tap_zero(&mut self, id: u32) -> bool {
         let now_ns = self.now_ns;
         let slot = self.slots.get_mut(id);
-        let lane = self.lanes[slot.lane as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, slot.lane);
         let Some(mirror) = lane.mirror.as_mut() else {
             return true;
         };
@@ -110,9 +104,7 @@ impl Core {
 
     /// A change failed here: both sides may differ where it was to land.
     pub(super) fn tap_dirty(&mut self, lane_id: u32, id: u32) {
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, lane_id);
         let range = self.slots.get(id).changed_range(lane.block_bytes);
         let Some(mirror) = &lane.mirror else { return };
         let event = TapEvent::Dirty {
@@ -130,9 +122,7 @@ impl Core {
     /// Makes a finished request wait for the other side; false when it need not.
     pub(super) fn await_acknowledgement(&mut self, lane_id: u32, id: u32) -> bool {
         let slot = self.slots.get_mut(id);
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("a slot's lane stays");
+        let lane = of_mut(&mut self.lanes, lane_id);
         let Some(mirror) = lane.mirror.as_mut() else {
             return false;
         };
@@ -155,9 +145,7 @@ impl Core {
     pub(super) fn take_acknowledged(&mut self, lane_id: u32) {
         let mut at = 0;
         loop {
-            let lane = self.lanes[lane_id as usize]
-                .as_mut()
-                .expect("the caller's lane");
+            let lane = of_mut(&mut self.lanes, lane_id);
             let Some(mirror) = lane.mirror.as_mut() else {
                 return;
             };
@@ -221,9 +209,7 @@ impl Core {
         range: std::ops::Range<u64>,
         reply: Sender<()>,
     ) {
-        let lane = self.lanes[lane_id as usize]
-            .as_mut()
-            .expect("control keeps the lane");
+        let lane = of_mut(&mut self.lanes, lane_id);
         if lane.mirror.is_none() || lane.lock.is_some() {
             return; // the dropped reply says so
         }
