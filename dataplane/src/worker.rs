@@ -292,8 +292,17 @@ impl Core {
         }
     }
 
-    /// Hands back the queues that are drained.
+    /// Hands back the queues that are drained, and says which lanes are. After `publish`: whoever
+    /// hears of it may rely on the guest having been shown everything.
     fn let_go(&mut self) {
+        for at in 0..self.tended.len() {
+            let lane = self.tended[at];
+            if !self.lane(lane).drains.is_empty() && !self.lane_in_flight(lane) {
+                for drained in std::mem::take(&mut self.lane(lane).drains) {
+                    let _ = drained.send(());
+                }
+            }
+        }
         let mut at = 0;
         while at < self.leaving.len() {
             let id = self.leaving[at];

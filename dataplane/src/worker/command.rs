@@ -75,7 +75,7 @@ pub(crate) enum Command {
         mirrored_below: u64,
         reply: Sender<bool>,
     },
-    /// Replies when nothing of the lane is in flight any more.
+    /// Replies when nothing of the lane is in flight any more, and its guest has been shown that.
     Drain {
         lane: u32,
         reply: Sender<()>,
@@ -188,11 +188,7 @@ impl Core {
                 let _ = reply.send(self.unlock_range(lane, mirrored_below));
             }
             Command::Drain { lane, reply } => {
-                if self.lane_in_flight(lane) {
-                    self.lane(lane).drains.push(reply);
-                } else {
-                    let _ = reply.send(());
-                }
+                self.lane(lane).drains.push(reply);
             }
             Command::Stop => self.stop(),
         }

@@ -414,11 +414,6 @@ impl Core {
                 self.retry_conflicted(id);
                 self.lane(id).stop_tracking();
             }
-            if !self.lane(id).drains.is_empty() && !self.lane_in_flight(id) {
-                for drained in std::mem::take(&mut self.lane(id).drains) {
-                    let _ = drained.send(());
-                }
-            }
         }
     }
 }
