@@ -443,6 +443,19 @@ fn a_stamped_load_without_tables_and_event_indexes() {
     stamped(plain_features(), false, 2);
 }
 
+/// A sector that two workers write at once ends as the one or the other, never half and half.
+#[test]
+fn a_stamped_load_on_a_memory_disk_over_two_workers() {
+    let host = Host::new(2);
+    for seed in 41..44 {
+        let served = host.serve(&memory_disk(4 * MIB), 2);
+        let guest = Guest::start(&served, 2);
+        let load = load(&guest, 16, false, &plan(4 * MIB, seed));
+        std::thread::sleep(Duration::from_millis(500));
+        assert_clean(load);
+    }
+}
+
 /// Requests that several queues have in flight at once, each answered once.
 #[test]
 fn every_request_of_a_full_ring_is_answered_once() {

@@ -1,13 +1,14 @@
 //! A disk in memory: a memfd, mapped once. Requests complete inside the call, by a copy.
 //!
-//! Several workers and the guest may touch the same bytes at once, as they might on a real disk;
-//! no reference to them is ever made, only raw copies.
+//! Several workers and the guest may touch the same bytes at once; no reference to them is ever
+//! made, only raw copies.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::segments::Segments;
 use crate::sys;
@@ -18,6 +19,9 @@ pub struct MemoryDisk {
     file: File,
     start: *mut u8,
     len: usize,
+    /// Held by whoever changes bytes: a sector written by two workers at once must end as the one
+    /// or the other, as on any disk, and copies would leave it half and half.
+    changing: Mutex<()>,
 }
 
 // SAFETY: the mapping lives as long as the disk, and is accessed by raw copies alone.
@@ -60,6 +64,7 @@ impl MemoryDisk {
             file,
             start: start.cast(),
             len,
+            changing: Mutex::new(()),
         })
     }
 
@@ -78,6 +83,10 @@ impl MemoryDisk {
         unsafe { self.start.add(offset) }
     }
 
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Copies disk bytes into `buf`.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) {
         let from = self.at(offset_bytes, buf.len());
@@ -88,6 +97,7 @@ impl MemoryDisk {
     /// Copies `buf` to the disk.
     pub fn write(&self, offset_bytes: u64, buf: &[u8]) {
         let to = self.at(offset_bytes, buf.len());
+        let _one = self.changing();
         // SAFETY: as in `read`.
         unsafe { std::ptr::copy_nonoverlapping(buf.as_ptr(), to, buf.len()) }
     }
@@ -106,6 +116,7 @@ impl MemoryDisk {
 
     /// Guest memory to disk.
     pub fn write_segments(&self, offset_bytes: u64, segments: &Segments) {
+        let _one = self.changing();
         let mut at = offset_bytes;
         for segment in segments.as_slice() {
             let to = self.at(at, segment.len());
@@ -117,6 +128,7 @@ impl MemoryDisk {
 
     /// Makes the range read as zeroes and gives its memory back.
     pub fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        let _one = self.changing();
         sys::fallocate(&self.file, sys::PUNCH_HOLE, range)
     }
 
