@@ -59,6 +59,36 @@ fn a_busy_disk_moves_and_is_equal() {
     }
 }
 
+/// A VMM that stops its rings is answered at once: the last mirrored writes are complete for the
+/// guest and still on their way. A release must wait for them.
+#[test]
+fn writes_on_their_way_at_the_stop_are_in_the_copy() {
+    const PIECE: u64 = 256 * 1024;
+    for round in 0..5u8 {
+        let world = World::new(64 * MIB);
+        let handle = world.in_sync();
+        let threads: Vec<_> = (0..64 * MIB / PIECE)
+            .map(|at| {
+                let disk = world.disk.clone();
+                let data = vec![round ^ 0x5a; usize::try_from(PIECE).unwrap()];
+                std::thread::spawn(move || disk.write(at * PIECE, &data))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(3));
+        world.disk.stop_rings();
+        handle.release(LONG).unwrap();
+        let written = threads
+            .into_iter()
+            .filter_map(|thread| thread.join().unwrap().then_some(()))
+            .count();
+        assert!(written > 0, "nothing was on its way");
+        assert!(
+            world.copy() == world.disk.bytes(),
+            "round {round}: the copy differs after {written} writes"
+        );
+    }
+}
+
 #[test]
 fn a_disk_of_odd_size_moves() {
     let world = World::new(5 * MIB + 4096);
