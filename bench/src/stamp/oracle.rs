@@ -389,13 +389,23 @@ fn judge(sector: &mut Sector, start: u64, at: u64, seen: Seen) -> Result<(), Vec
         // The value has stood since the last operation ended, so it was already
         // the only one for reads that began after that.
         let since = history.iter().map(|e| e.end).max().unwrap_or(0);
+        let mut learned = None;
         for entry in history.iter_mut() {
-            if entry.value.matches(seen, at) {
+            let matches = entry.value.matches(seen, at);
+            if matches && entry.value == Value::Unknown {
+                // What an older read saw of it, and has not told yet, may have been something else.
+                learned = Some(Entry {
+                    value: Value::of(seen),
+                    ..*entry
+                });
+            }
+            if matches && entry.value != Value::Unknown {
                 entry.value = Value::of(seen);
             } else {
                 entry.died = entry.died.min(since);
             }
         }
+        history.extend(learned);
     }
     Ok(())
 }

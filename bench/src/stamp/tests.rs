@@ -52,6 +52,19 @@ fn a_stale_read_is_caught() {
 }
 
 #[test]
+fn an_older_read_of_what_stood_before_is_not_judged_by_a_newer_one() {
+    let before = [0x77; SECTOR];
+    let mut o = Oracle::new(SECTORS, Initial::Unknown, 42);
+    let older = o.begin_read(span(3, 1));
+    let discard = o.begin_discard(span(3, 1));
+    o.complete(discard, true);
+    assert_eq!(read(&mut o, 3, &[0; SECTOR]), None);
+    assert!(o.check_read(older, &before).is_empty(), "it began before");
+    assert!(read(&mut o, 3, &before).is_some(), "it is zero now");
+    assert_eq!(read(&mut o, 3, &[0; SECTOR]), None);
+}
+
+#[test]
 fn a_torn_sector_is_caught_unless_a_write_is_in_flight() {
     let mut o = oracle();
     let old = written(&mut o, 3);
