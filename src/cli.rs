@@ -118,7 +118,7 @@ enum MigrateCommand {
         /// Its name.
         id: DiskId,
         /// The other daemon.
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
     },
     /// Hand a copied disk over. Its VM must be stopped, as at QEMU's pre-switchover.
@@ -132,7 +132,7 @@ enum MigrateCommand {
         #[arg(long = "disk", value_name = "ID", required = true)]
         disks: Vec<DiskId>,
         /// The other daemon.
-        #[arg(long, value_name = "HOST:PORT")]
+        #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
         /// Monitor socket of the QEMU here.
         #[arg(long, value_name = "SOCKET")]
@@ -154,6 +154,18 @@ enum MigrateCommand {
         /// Its name.
         id: DiskId,
     },
+}
+
+/// `HOST:PORT`, by its form.
+fn peer_address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("use HOST:PORT, such as 10.0.0.2:7077".into()),
+    }
 }
 
 /// Carries a command line out.
@@ -280,7 +292,7 @@ fn show(value: &Value, text: impl FnOnce(&Value) -> String) {
     if output::json_mode() {
         output::json_line(value);
     } else {
-        println!("{}", text(value));
+        output::line(&text(value));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the command shows: tables and bars for people, JSON lines for machines, logs on standard
 //! error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
@@ -37,7 +37,12 @@ pub fn start_logging(json: bool, verbose: u8) {
 
 /// Prints one JSON document on a line.
 pub fn json_line(value: &Value) {
-    println!("{value}");
+    line(&value.to_string());
+}
+
+/// Prints a line. A reader that has gone away (`| head`) wants no more, and is no failure.
+pub fn line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Bytes for a person.
