@@ -11,6 +11,8 @@
 //! `maps`, which the ring holds. Each map stays until no request made with it is outstanding.
 #![allow(unsafe_code)]
 
+mod chain;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
@@ -22,6 +24,7 @@ use ferry_dataplane::segments::Segments;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{DirtyLog, MemoryMap};
+pub use chain::{Buffer, Chain};
 
 /// Largest ring that virtio allows.
 pub const RING_SIZE_MAX: u16 = 32768;
@@ -29,11 +32,7 @@ pub const RING_SIZE_MAX: u16 = 32768;
 /// Descriptors of one chain: a request's segments, its header and its status.
 pub const CHAIN_MAX: usize = SEGMENTS_PER_REQUEST + 2;
 
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
 const DESC_BYTES: usize = 16;
-const DESC_BYTES_U32: u32 = 16;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
@@ -104,51 +103,6 @@ pub enum Next {
     Head(u16),
     /// The driver broke the ring's rules.
     Broken(&'static str),
-}
-
-/// One buffer of a chain, copied from its descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest physical address.
-    pub guest: u64,
-    /// Length in bytes.
-    pub len: u32,
-}
-
-/// A chain, copied and checked for shape: bounded, without loops, readable before writable.
-#[derive(Debug, Default)]
-pub struct Chain {
-    buffers: Vec<Buffer>,
-    writable_from: usize,
-}
-
-impl Chain {
-    /// Room for the longest chain, so that none is allocated for later.
-    pub fn new() -> Chain {
-        Chain {
-            buffers: Vec::with_capacity(CHAIN_MAX),
-            writable_from: 0,
-        }
-    }
-
-    /// A chain of these buffers, for tests of what reads one.
-    #[cfg(test)]
-    pub(crate) fn of(readable: &[Buffer], writable: &[Buffer]) -> Chain {
-        Chain {
-            buffers: [readable, writable].concat(),
-            writable_from: readable.len(),
-        }
-    }
-
-    /// What the device reads.
-    pub fn readable(&self) -> &[Buffer] {
-        &self.buffers[..self.writable_from]
-    }
-
-    /// What the device writes.
-    pub fn writable(&self) -> &[Buffer] {
-        &self.buffers[self.writable_from..]
-    }
 }
 
 /// Mapped addresses of the three parts.
@@ -344,81 +298,6 @@ impl Vring {
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
-    /// Copies the chain at `head`. An error names what is wrong with it; the chain then holds what
-    /// was copied before.
-    pub fn copy_chain(&self, head: u16, chain: &mut Chain) -> Result<(), &'static str> {
-        chain.buffers.clear();
-        chain.writable_from = 0;
-        let mut writable = false;
-        let mut index = head;
-        let mut table: Option<Buffer> = None;
-        let mut left = self.setup.size;
-        loop {
-            left = left.checked_sub(1).ok_or("longer than the queue")?;
-            let (buffer, flags, next) = match table {
-                None => self.descriptor(index)?,
-                Some(table) => {
-                    let at = table.guest + u64::from(index) * DESC_BYTES as u64;
-                    let mut raw = [0; DESC_BYTES];
-                    if !self.map().read(at, &mut raw) {
-                        return Err("an indirect table outside guest memory");
-                    }
-                    decode(&raw)
-                }
-            };
-            if flags & DESC_INDIRECT != 0 {
-                if table.is_some() || flags & DESC_NEXT != 0 || !self.setup.indirect {
-                    return Err("an indirect table where none may be");
-                }
-                let entries = buffer.len / DESC_BYTES_U32;
-                if entries == 0 || !buffer.len.is_multiple_of(DESC_BYTES_U32) {
-                    return Err("an indirect table of an odd length");
-                }
-                buffer
-                    .guest
-                    .checked_add(u64::from(buffer.len))
-                    .ok_or("an indirect table that wraps")?;
-                left = u16::try_from(entries).unwrap_or(u16::MAX);
-                table = Some(buffer);
-                index = 0;
-                continue;
-            }
-            if flags & DESC_WRITE != 0 {
-                writable = true;
-            } else if writable {
-                return Err("a readable buffer after a writable one");
-            } else {
-                chain.writable_from += 1;
-            }
-            if chain.buffers.len() == CHAIN_MAX {
-                return Err("more buffers than this device takes");
-            }
-            chain.buffers.push(buffer);
-            if flags & DESC_NEXT == 0 {
-                return Ok(());
-            }
-            if table.is_some_and(|table| u32::from(next) >= table.len / DESC_BYTES_U32) {
-                return Err("a descriptor past the end of its table");
-            }
-            index = next;
-        }
-    }
-
-    fn descriptor(&self, index: u16) -> Result<(Buffer, u16, u16), &'static str> {
-        if index >= self.setup.size {
-            return Err("a descriptor past the end of its table");
-        }
-        let parts = self.parts.ok_or("the ring is not mapped")?;
-        let mut raw = [0u8; DESC_BYTES];
-        // SAFETY: `index` is below the size of the table, which is mapped by the invariant. The
-        // guest may write it meanwhile; only this copy is looked at.
-        unsafe {
-            let from = parts.desc.add(usize::from(index) * raw.len());
-            std::ptr::copy_nonoverlapping(from, raw.as_mut_ptr(), raw.len());
-        }
-        Ok(decode(&raw))
-    }
-
     /// Marks a guest range in the dirty log.
     pub fn mark(&self, range: Range<u64>) {
         if self.setup.log.all
@@ -581,14 +460,6 @@ fn read_without_waiting(fd: RawFd) {
 /// Whether `event` lies in `(before, now]`, in ring arithmetic (virtio 1.2, section 2.7.7.2).
 fn passed(event: u16, before: u16, now: u16) -> bool {
     now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
-}
-
-fn decode(raw: &[u8; DESC_BYTES]) -> (Buffer, u16, u16) {
-    let guest = u64::from_le_bytes(raw[0..8].try_into().expect("eight bytes"));
-    let len = u32::from_le_bytes(raw[8..12].try_into().expect("four bytes"));
-    let flags = u16::from_le_bytes([raw[12], raw[13]]);
-    let next = u16::from_le_bytes([raw[14], raw[15]]);
-    (Buffer { guest, len }, flags, next)
 }
 
 fn locate(map: &MemoryMap, setup: &RingSetup) -> Result<Parts, RingError> {

@@ -3,6 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 
+use super::chain::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use super::*;
 use crate::memory::RegionSpec;
 
