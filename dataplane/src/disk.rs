@@ -15,8 +15,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::backend::Backend;
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::{ActivationHook, Geometry, LifecycleError, WriteTap};
-use crate::limits::SECTOR_BYTES;
-use crate::metrics::{Counters, Totals};
+use crate::limits::{QUEUES_PER_WORKER, SECTOR_BYTES};
+use crate::metrics::{Counters, QueueLoad, Totals};
 use crate::queue::RequestQueue;
 use crate::worker::WorkerHandle;
 use crate::worker::command::Command;
@@ -60,6 +60,8 @@ pub struct Disk {
     /// the lanes' gates are changed, so that they change together.
     gate_changes: Mutex<u64>,
     counters: Vec<Arc<Counters>>,
+    /// Of each queue.
+    loads: Vec<Arc<QueueLoad>>,
 }
 
 impl Disk {
@@ -100,6 +102,7 @@ impl Disk {
             acked: Arc::new(AtomicU64::new(0)),
             gate_changes: Mutex::new(0),
             counters,
+            loads: (0..queues).map(|_| Arc::default()).collect(),
         })
     }
 
@@ -156,12 +159,20 @@ impl Disk {
             .exclusive
             .unwrap_or((self.home + index) % self.workers.len());
         let lane = self.lanes[worker];
-        let id = ask(&self.workers[worker], |reply| Command::AddQueue {
+        let load = self.loads[index].clone();
+        let added = ask(&self.workers[worker], |reply| Command::AddQueue {
             lane,
             queue,
+            load,
             reply,
         })?;
-        Ok(Place { worker, id })
+        match added {
+            Ok(id) => Ok(Place { worker, id }),
+            Err(_) => Err(LifecycleError::Refused(format!(
+                "a worker holds {QUEUES_PER_WORKER} queues already, which is the most; run more \
+                 workers (workers = N, --workers N) or fewer queues"
+            ))),
+        }
     }
 
     /// Drains a queue and takes it back; `None` when it does not run. Waits for local I/O only.

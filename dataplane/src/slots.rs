@@ -178,18 +178,57 @@ impl SlotTable {
     }
 }
 
+/// What one disk may still take in this turn.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    /// Requests, answered on the spot or put into slots.
+    pub requests: usize,
+    /// Bytes of the requests; the one that goes beyond is taken still.
+    pub bytes: u64,
+    /// It may hold so many times what is free.
+    pub share: usize,
+    /// Slots that it holds.
+    pub held: usize,
+}
+
+impl Room {
+    /// Of a disk that nothing bounds but the slots.
+    #[cfg(test)]
+    pub fn unlimited() -> Room {
+        Room {
+            requests: usize::MAX,
+            bytes: u64::MAX,
+            share: usize::MAX,
+            held: 0,
+        }
+    }
+
+    /// Whether the disk's turn is over.
+    pub fn is_used_up(&self) -> bool {
+        self.requests == 0 || self.bytes == 0
+    }
+
+    fn allows_one_more(&self, free: usize) -> bool {
+        self.bytes > 0 && self.held < free.saturating_mul(self.share)
+    }
+}
+
 /// Where a queue puts the requests it pops.
 pub struct Inbox<'a> {
     pub(crate) slots: &'a mut SlotTable,
     pub(crate) taken: &'a mut Vec<u32>,
     pub(crate) queue: u32,
     pub(crate) lane: u32,
+    pub(crate) room: &'a mut Room,
 }
 
 impl Inbox<'_> {
-    /// The guest memory of the next request, empty; `None` while every slot is in use.
+    /// The guest memory of the next request, empty; `None` while the disk may take no more.
     pub fn begin(&mut self) -> Option<&mut Segments> {
         let id = *self.slots.free.last()?;
+        if !self.room.allows_one_more(self.slots.free.len()) {
+            return None;
+        }
         let segments = &mut self.slots.slots[id as usize].segments;
         segments.clear();
         Some(segments)
@@ -198,7 +237,12 @@ impl Inbox<'_> {
     /// Makes the request whose segments `begin` last gave out. Without a `begin` that succeeded,
     /// nothing happens.
     pub fn commit(&mut self, request: Request) {
+        if !self.room.allows_one_more(self.slots.free.len()) {
+            return;
+        }
+        self.room.bytes = self.room.bytes.saturating_sub(request.len_bytes);
         if let Some(id) = self.slots.take(request, self.queue, self.lane) {
+            self.room.held += 1;
             self.taken.push(id);
         }
     }

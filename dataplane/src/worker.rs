@@ -3,14 +3,18 @@
 //! One turn of the loop:
 //!
 //! ```text
-//!   commands ─► fetch (each polled queue, a budget each) ─► start ─► one io_uring_enter
+//!   commands ─► fetch (each active disk, a budget each) ─► start ─► one io_uring_enter
 //!      ▲                                                                    │
 //!      └── idle? ◄── publish (used ring, one call per batch) ◄── CQEs ◄─────┘
 //! ```
 //!
-//! A queue that stays empty for [`SPIN_NS`] goes back to kicks by itself, while the worker goes on
-//! polling the others. When none is polled the worker sleeps in the ring, on the kicks, the I/O in
-//! flight and its command eventfd.
+//! A queue that stays empty for [`WorkerOptions::spin_ns`] goes back to kicks by itself, while the
+//! worker goes on polling the others. When none is polled the worker sleeps in the ring, on the
+//! kicks, the I/O in flight and its command eventfd.
+//!
+//! A turn looks at what is busy and at nothing else: disks with a polled queue are listed in
+//! `active`, those that want something beside requests in `tended`, and no step, of a turn or of
+//! falling asleep, goes through all disks or all queues. Their number costs memory alone.
 
 mod bounce;
 pub(crate) mod command;
@@ -18,21 +22,26 @@ mod idle;
 mod io;
 pub(crate) mod lane;
 mod mirror;
+mod polling;
+mod thread;
 
 use std::io as stdio;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock::now_ns;
-use crate::limits::{COMMAND_BUDGET, COMMAND_QUEUE, COMPLETION_ENTRIES, FETCH_BUDGET, SPIN_NS};
-use crate::queue::{Fetched, RequestQueue};
+use crate::limits::{
+    COMMAND_BUDGET, COMPLETION_ENTRIES, FETCH_BUDGET, QUEUES_PER_WORKER, SLOTS_PER_WORKER,
+};
+use crate::metrics::{QueueLoad, WorkerLoad};
+use crate::queue::RequestQueue;
 use crate::ring::{Ring, Token};
-use crate::slots::{Inbox, SlotTable};
+use crate::slots::SlotTable;
 use bounce::BouncePool;
 use command::{Command, Wake};
-use lane::{Gate, Lane};
+use lane::Lane;
+pub use thread::{Worker, WorkerHandle, WorkerOptions};
 
 /// How a queue is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +61,15 @@ struct QueueEntry {
     /// Requests of it in slots.
     in_flight: u32,
     mode: Mode,
+    /// Where it is in its lane's list of polled queues, while it is polled.
+    polled_at: usize,
+    /// When it last had a request or a completion.
     last_active_ns: u64,
+    /// Gaps between its requests, in a row, for which polling was too short.
+    misses: u8,
+    /// A kick woke it, and the request behind that is yet to be fetched.
+    woken: bool,
+    load: Arc<QueueLoad>,
     /// It has completions that the guest has not been shown.
     touched: bool,
     broken: bool,
@@ -66,16 +83,21 @@ pub(crate) struct Core {
     slots: SlotTable,
     queues: Vec<Option<QueueEntry>>,
     lanes: Vec<Option<Lane>>,
+    /// Empty places in `queues` and in `lanes`.
+    free_queues: Vec<u32>,
+    free_lanes: Vec<u32>,
     pool: BouncePool,
-    /// Queues in [`Mode::Polled`].
-    polled: Vec<u32>,
+    /// Lanes with a queue in [`Mode::Polled`].
+    active: Vec<u32>,
+    /// Which of them is asked first in this turn.
+    first: usize,
     /// Queues with completions to show.
     touched: Vec<u32>,
     /// Queues that are being stopped.
     leaving: Vec<u32>,
     /// Slots whose completion waits until guest memory may be written.
     held: Vec<u32>,
-    /// Lanes that want something done in every turn.
+    /// Lanes that want something done in every turn: those with [`Lane::tended`] set.
     tended: Vec<u32>,
     /// Scratch, kept to save allocations.
     taken: Vec<u32>,
@@ -84,97 +106,28 @@ pub(crate) struct Core {
     wake: Arc<Wake>,
     wake_armed: bool,
     now_ns: u64,
+    spin_ns: u64,
+    load: Arc<WorkerLoad>,
+    /// This turn found something to do.
+    worked: bool,
     stopping: bool,
 }
 
-/// The control side of a worker.
-#[derive(Debug, Clone)]
-pub struct WorkerHandle {
-    commands: Sender<Command>,
-    wake: Arc<Wake>,
-}
-
-/// Owns the worker's thread: dropping it drains the worker and joins.
-#[derive(Debug)]
-pub struct Worker {
-    handle: WorkerHandle,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Worker {
-    /// Starts a worker. Fails when the kernel has no io_uring or the process has no descriptors
-    /// left.
-    pub fn start(name: &str) -> stdio::Result<Worker> {
-        let (commands, receiver) = bounded(COMMAND_QUEUE);
-        let wake = Arc::new(Wake::new()?);
-        let handle = WorkerHandle {
-            commands,
-            wake: wake.clone(),
-        };
-        let (ready, started) = bounded(1);
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                // The ring is made here: its only user is the thread that makes it.
-                match Ring::new() {
-                    Ok(ring) => {
-                        let _ = ready.send(Ok(()));
-                        Core::new(ring, wake).run(&receiver);
-                    }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                    }
-                }
-            })?;
-        started
-            .recv()
-            .map_err(|_| stdio::Error::other("the worker died at start"))??;
-        Ok(Worker {
-            handle,
-            thread: Some(thread),
-        })
-    }
-
-    /// The way to send it commands.
-    pub fn handle(&self) -> WorkerHandle {
-        self.handle.clone()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.handle.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-impl WorkerHandle {
-    /// Sends a command; false when the worker has ended.
-    pub(crate) fn send(&self, command: Command) -> bool {
-        let sent = self.commands.send(command).is_ok();
-        self.wake.wake();
-        sent
-    }
-
-    pub(crate) fn wake(&self) {
-        self.wake.wake();
-    }
-}
-
 impl Core {
-    fn new(ring: Ring, wake: Arc<Wake>) -> Core {
+    fn new(ring: Ring, wake: Arc<Wake>, load: Arc<WorkerLoad>, options: &WorkerOptions) -> Core {
         Core {
             ring,
             slots: SlotTable::new(),
             queues: Vec::new(),
             lanes: Vec::new(),
+            free_queues: Vec::new(),
+            free_lanes: Vec::new(),
             pool: BouncePool::new(),
-            polled: Vec::new(),
+            active: Vec::new(),
+            first: 0,
             touched: Vec::new(),
             leaving: Vec::new(),
-            held: Vec::new(),
+            held: Vec::with_capacity(SLOTS_PER_WORKER),
             tended: Vec::new(),
             taken: Vec::with_capacity(FETCH_BUDGET),
             cqes: Vec::with_capacity(COMPLETION_ENTRIES as usize),
@@ -182,29 +135,41 @@ impl Core {
             wake,
             wake_armed: false,
             now_ns: now_ns(),
+            spin_ns: options.spin_ns,
+            load,
+            worked: false,
             stopping: false,
         }
     }
 
     fn run(mut self, commands: &Receiver<Command>) {
         while !self.stopping || self.slots.in_use() > 0 || !self.leaving.is_empty() {
-            self.now_ns = now_ns();
-            self.take_commands(commands);
-            self.fetch();
-            self.retry_waiting();
-            if let Err(error) = self.ring.submit() {
-                self.give_up(&error);
-                return;
-            }
-            self.reap();
-            self.tend_lanes();
-            self.publish();
-            self.let_go();
-            if let Err(error) = self.rest(commands) {
+            if let Err(error) = self.turn(commands) {
                 self.give_up(&error);
                 return;
             }
         }
+    }
+
+    fn turn(&mut self, commands: &Receiver<Command>) -> stdio::Result<()> {
+        self.account();
+        self.take_commands(commands);
+        self.fetch();
+        self.retry_waiting();
+        self.ring.submit()?;
+        self.reap();
+        self.tend_lanes();
+        self.publish();
+        self.let_go();
+        self.rest(commands)
+    }
+
+    /// Reads the clock, and enters the time since the last reading as spent well or not.
+    fn account(&mut self) {
+        let now_ns = now_ns();
+        self.load.awake(now_ns - self.now_ns, self.worked);
+        self.now_ns = now_ns;
+        self.worked = false;
     }
 
     /// The ring itself failed: a broken invariant or a kernel fault. Nothing of this worker can be
@@ -215,51 +180,9 @@ impl Core {
     }
 
     fn take_commands(&mut self, commands: &Receiver<Command>) {
-        let mut any = false;
         for command in commands.try_iter().take(COMMAND_BUDGET) {
+            self.worked = true;
             self.carry_out(command);
-            any = true;
-        }
-        if any {
-            self.list_tended();
-        }
-    }
-
-    /// Pops requests of every polled queue and starts them.
-    fn fetch(&mut self) {
-        for at in 0..self.polled.len() {
-            let id = self.polled[at];
-            let Some(entry) = self.queues[id as usize].as_mut() else {
-                continue;
-            };
-            let lane = self.lanes[entry.lane as usize].as_ref();
-            if !lane.is_some_and(|lane| matches!(lane.gate, Gate::Open)) {
-                continue; // polled for its first request only
-            }
-            let mut taken = std::mem::take(&mut self.taken);
-            let mut inbox = Inbox {
-                slots: &mut self.slots,
-                taken: &mut taken,
-                queue: id,
-                lane: entry.lane,
-            };
-            match entry.queue.fetch(&mut inbox, FETCH_BUDGET) {
-                Fetched::Some(0) => {}
-                Fetched::Some(_) => {
-                    entry.last_active_ns = self.now_ns;
-                    if !entry.touched {
-                        entry.touched = true; // some may have been answered on the spot
-                        self.touched.push(id);
-                    }
-                }
-                Fetched::Broken => entry.broken = true,
-            }
-            entry.in_flight += u32::try_from(taken.len()).expect("bounded by the slots");
-            for &slot in &taken {
-                self.admit(slot);
-            }
-            taken.clear();
-            self.taken = taken;
         }
     }
 
@@ -267,6 +190,7 @@ impl Core {
     fn reap(&mut self) {
         let mut cqes = std::mem::take(&mut self.cqes);
         self.ring.reap(&mut cqes);
+        self.worked |= !cqes.is_empty();
         for &(token, result) in &cqes {
             match token {
                 Token::Slot(id) => self.advance(id, result),
@@ -297,8 +221,9 @@ impl Core {
     fn let_go(&mut self) {
         for at in 0..self.tended.len() {
             let lane = self.tended[at];
-            if !self.lane(lane).drains.is_empty() && !self.lane_in_flight(lane) {
-                for drained in std::mem::take(&mut self.lane(lane).drains) {
+            let lane = self.lane(lane);
+            if lane.in_flight == 0 {
+                for drained in lane.drains.drain(..) {
                     let _ = drained.send(());
                 }
             }
@@ -315,6 +240,9 @@ impl Core {
             }
             self.leaving.swap_remove(at);
             if let Some(mut entry) = self.queues[id as usize].take() {
+                self.free_queues.push(id);
+                self.count_queues();
+                self.lane(entry.lane).queues.retain(|&other| other != id);
                 entry.queue.publish();
                 if let Some(to) = entry.leaving.take() {
                     let _ = to.send(entry.queue);
@@ -335,20 +263,60 @@ impl Core {
             .expect("a queue's lane stays until the queue has left")
     }
 
-    fn add_queue(&mut self, lane: u32, queue: Box<dyn RequestQueue>) -> u32 {
-        let id = free_place(&mut self.queues);
+    /// Takes a queue in; hands it back when there are as many as a worker may hold.
+    fn add_queue(
+        &mut self,
+        lane: u32,
+        queue: Box<dyn RequestQueue>,
+        load: Arc<QueueLoad>,
+    ) -> Result<u32, Box<dyn RequestQueue>> {
+        if self.queues.len() - self.free_queues.len() >= QUEUES_PER_WORKER {
+            return Err(queue);
+        }
+        let id = free_place(&mut self.queues, &mut self.free_queues);
         self.queues[id as usize] = Some(QueueEntry {
             queue,
             lane,
             in_flight: 0,
             mode: Mode::Quiet,
+            polled_at: 0,
             last_active_ns: self.now_ns,
+            misses: 0,
+            woken: false,
+            load,
             touched: false,
             broken: false,
             leaving: None,
         });
+        self.count_queues();
+        // Here and now: nothing is allocated when a list on the path grows.
+        reserve(&mut self.touched, self.queues.len());
+        reserve(&mut self.leaving, self.queues.len());
+        let lane = self.lane(lane);
+        lane.queues.push(id);
+        reserve(&mut lane.polled, lane.queues.len());
         self.watch(id);
+        Ok(id)
+    }
+
+    fn count_queues(&self) {
+        let count = self.queues.len() - self.free_queues.len();
+        self.load.queues(count as u64);
+    }
+
+    fn add_lane(&mut self, lane: Lane) -> u32 {
+        let id = free_place(&mut self.lanes, &mut self.free_lanes);
+        self.lanes[id as usize] = Some(lane);
+        reserve(&mut self.active, self.lanes.len());
+        reserve(&mut self.tended, self.lanes.len());
         id
+    }
+
+    fn remove_lane(&mut self, id: u32) {
+        if self.lanes[id as usize].take().is_some() {
+            self.tended.retain(|&other| other != id);
+            self.free_lanes.push(id);
+        }
     }
 
     fn remove_queue(&mut self, id: u32, to: Sender<Box<dyn RequestQueue>>) {
@@ -363,70 +331,20 @@ impl Core {
         self.complete_unacknowledged(id);
         self.deliver_held(Some(id));
     }
-
-    /// Starts watching a queue as its lane's gate wants it.
-    fn watch(&mut self, id: u32) {
-        let entry = self.queue(id);
-        if entry.broken || entry.leaving.is_some() {
-            return;
-        }
-        let lane = entry.lane;
-        match self.lane(lane).gate {
-            Gate::Open => self.poll_queue(id),
-            Gate::Armed(_) => self.watch_first(id),
-            Gate::Held => {}
-        }
-    }
-
-    fn poll_queue(&mut self, id: u32) {
-        let now_ns = self.now_ns;
-        let entry = self.queue(id);
-        if entry.mode == Mode::Polled {
-            return;
-        }
-        let was = std::mem::replace(&mut entry.mode, Mode::Polled);
-        entry.last_active_ns = now_ns;
-        entry.queue.disarm();
-        self.polled.push(id);
-        self.forget_kick(id, was);
-    }
-
-    fn unwatch(&mut self, id: u32) {
-        let was = std::mem::replace(&mut self.queue(id).mode, Mode::Quiet);
-        self.polled.retain(|&other| other != id);
-        self.forget_kick(id, was);
-    }
-
-    fn forget_kick(&mut self, id: u32, was: Mode) {
-        if let Mode::Armed(generation) = was
-            && let Err(error) = self.ring.disarm(Token::Kick(id, generation))
-        {
-            tracing::warn!(%error, "a kick could not be taken back; its event is ignored");
-        }
-    }
-
-    /// Queues that stayed empty go back to kicks.
-    fn park_quiet(&mut self) {
-        let mut at = 0;
-        while at < self.polled.len() {
-            let id = self.polled[at];
-            let now_ns = self.now_ns;
-            let entry = self.queue(id);
-            let quiet = now_ns.saturating_sub(entry.last_active_ns) >= SPIN_NS;
-            if entry.broken || self.report_first(id) {
-                self.unwatch(id);
-            } else if !quiet || !self.arm_kick(id) {
-                at += 1;
-            }
-        }
-    }
 }
 
 /// The index of an empty place, made if there is none.
-fn free_place<T>(places: &mut Vec<Option<T>>) -> u32 {
-    let at = places.iter().position(Option::is_none).unwrap_or_else(|| {
+fn free_place<T>(places: &mut Vec<Option<T>>, free: &mut Vec<u32>) -> u32 {
+    free.pop().unwrap_or_else(|| {
         places.push(None);
-        places.len() - 1
-    });
-    u32::try_from(at).expect("few queues and lanes")
+        u32::try_from(places.len() - 1).expect("few queues and lanes")
+    })
 }
+
+/// Room for `count` entries in all.
+fn reserve(list: &mut Vec<u32>, count: usize) {
+    list.reserve(count.saturating_sub(list.len()));
+}
+
+#[cfg(test)]
+mod tests;

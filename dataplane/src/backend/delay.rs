@@ -25,6 +25,11 @@ impl DelayLine {
         Some(id)
     }
 
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// When the next one is due.
     pub fn next_due_ns(&self) -> Option<u64> {
         self.waiting.front().map(|&(due_ns, _)| due_ns)

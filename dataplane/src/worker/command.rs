@@ -12,6 +12,7 @@ use super::Core;
 use super::lane::{Gate, Lane, Mirror};
 use crate::backend::Backend;
 use crate::lifecycle::WriteTap;
+use crate::metrics::QueueLoad;
 use crate::queue::RequestQueue;
 
 /// Something to do with a queue on its worker.
@@ -32,7 +33,9 @@ pub(crate) enum Command {
     AddQueue {
         lane: u32,
         queue: Box<dyn RequestQueue>,
-        reply: Sender<u32>,
+        load: Arc<QueueLoad>,
+        /// The queue comes back when the worker is full.
+        reply: Sender<Result<u32, Box<dyn RequestQueue>>>,
     },
     /// Stops fetching, drains, and hands the queue back.
     RemoveQueue {
@@ -133,17 +136,20 @@ impl Core {
     pub(super) fn carry_out(&mut self, command: Command) {
         match command {
             Command::AddLane { lane, reply } => {
-                let id = super::free_place(&mut self.lanes);
-                self.lanes[id as usize] = Some(*lane);
+                let id = self.add_lane(*lane);
                 let _ = reply.send(id);
             }
             Command::RemoveLane { lane, reply } => {
-                self.lanes[lane as usize] = None;
+                self.remove_lane(lane);
                 let _ = reply.send(());
             }
-            Command::AddQueue { lane, queue, reply } => {
-                let id = self.add_queue(lane, queue);
-                let _ = reply.send(id);
+            Command::AddQueue {
+                lane,
+                queue,
+                load,
+                reply,
+            } => {
+                let _ = reply.send(self.add_queue(lane, queue, load));
             }
             Command::RemoveQueue { queue, reply } => self.remove_queue(queue, reply),
             Command::WithQueue { queue, task, reply } => {
@@ -162,7 +168,7 @@ impl Core {
                 backend,
                 reply,
             } => {
-                if !self.lane_in_flight(lane) {
+                if self.lane(lane).in_flight == 0 {
                     self.lane(lane).set_backend(backend);
                     let _ = reply.send(());
                 }
@@ -189,6 +195,7 @@ impl Core {
             }
             Command::Drain { lane, reply } => {
                 self.lane(lane).drains.push(reply);
+                self.tend(lane);
             }
             Command::Stop => self.stop(),
         }
@@ -196,25 +203,11 @@ impl Core {
 
     fn set_gate(&mut self, lane: u32, gate: Gate) {
         self.lane(lane).gate = gate;
-        for id in self.queues_of(lane) {
+        for at in 0..self.lane(lane).queues.len() {
+            let id = self.lane(lane).queues[at];
             self.unwatch(id);
             self.watch(id);
         }
-    }
-
-    pub(super) fn queues_of(&self, lane: u32) -> Vec<u32> {
-        let ids = 0u32..;
-        ids.zip(&self.queues)
-            .filter(|(_, q)| q.as_ref().is_some_and(|q| q.lane == lane))
-            .map(|(id, _)| id)
-            .collect()
-    }
-
-    pub(super) fn lane_in_flight(&self, lane: u32) -> bool {
-        self.queues
-            .iter()
-            .flatten()
-            .any(|q| q.lane == lane && q.in_flight > 0)
     }
 
     fn stop(&mut self) {

@@ -6,14 +6,20 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::command::Command;
-use super::lane::Gate;
+use super::lane::{Gate, of};
 use super::{Core, Mode};
+use crate::clock::now_ns;
 use crate::ring::Token;
 
 impl Core {
     /// Asks the guest for kicks and arms the ring on them; false when a request waits already, or
-    /// the front-end wants to be polled.
+    /// the front-end wants to be polled. A ring that the guest's memory does not hold now can ask
+    /// for nothing: it is left alone until a message of the front-end changes that.
     pub(super) fn arm_kick(&mut self, id: u32) -> bool {
+        if !self.queue(id).queue.may_complete() {
+            self.set_unpolled(id, Mode::Quiet);
+            return true;
+        }
         let Some(fd) = self.queue(id).queue.kick_fd() else {
             return false;
         };
@@ -28,14 +34,13 @@ impl Core {
             self.queue(id).queue.disarm();
             return false;
         }
-        self.polled.retain(|&other| other != id);
-        self.queue(id).mode = Mode::Armed(generation);
+        self.set_unpolled(id, Mode::Armed(generation));
         true
     }
 
-    /// The queue's eventfds or rings may have changed while it was armed.
+    /// The queue's eventfds or rings may have changed while it was not polled.
     pub(super) fn rearm(&mut self, id: u32) {
-        if matches!(self.queue(id).mode, Mode::Armed(_)) {
+        if self.queue(id).mode != Mode::Polled {
             self.unwatch(id);
             self.watch(id);
         }
@@ -50,6 +55,7 @@ impl Core {
         }
         entry.mode = Mode::Quiet;
         entry.queue.drain_kick();
+        self.judge_gap(id);
         self.watch(id);
     }
 
@@ -77,7 +83,7 @@ impl Core {
     /// Sleeps if nothing is to be done.
     pub(super) fn rest(&mut self, commands: &Receiver<Command>) -> io::Result<()> {
         self.park_quiet();
-        if !self.polled.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
+        if !self.active.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
             return Ok(());
         }
         if self.pool.can_go_on() {
@@ -92,15 +98,19 @@ impl Core {
         }
         self.wake.going_to_sleep();
         if commands.is_empty() && !self.acknowledged() {
+            self.account();
             self.ring.wait(self.next_event())?;
+            let now_ns = now_ns();
+            self.load.slept(now_ns - self.now_ns);
+            self.now_ns = now_ns;
         }
         self.wake.awake();
         Ok(())
     }
 
-    /// How long the worker may sleep.
+    /// How long the worker may sleep. Only a tended lane needs it at a time.
     fn next_event(&self) -> Option<Duration> {
-        let lanes = self.lanes.iter().flatten();
+        let lanes = self.tended.iter().map(|&id| of(&self.lanes, id));
         let due = lanes
             .filter_map(|lane| lane.next_event_ns(self.now_ns))
             .min()?;

@@ -29,7 +29,7 @@ impl Core {
             let lane = of_mut(&mut self.lanes, lane_id);
             if partial && !lane.tracking {
                 lane.start_tracking(lane_id, &self.slots);
-                self.list_tended();
+                self.tend(lane_id);
             }
             let lane = of_mut(&mut self.lanes, lane_id);
             if lane.tracking && lane.conflicts(id, &self.slots) {
@@ -333,6 +333,8 @@ impl Core {
             slot.stage = Stage::Delayed;
             slot.due_ns = now_ns + lane.backend.delay_ns;
             lane.delays.hold(slot.due_ns, id);
+            let lane = slot.lane;
+            self.tend(lane);
             return;
         }
         self.deliver(id);
@@ -357,19 +359,19 @@ impl Core {
         });
         entry.in_flight -= 1;
         entry.last_active_ns = now_ns;
+        entry.load.count(slot.request.len_bytes);
+        self.load.ended();
         let (queue, lane_id) = (slot.queue, slot.lane);
         if !entry.touched {
             entry.touched = true;
             self.touched.push(queue);
         }
-        let lane = of(&self.lanes, lane_id);
+        let lane = of_mut(&mut self.lanes, lane_id);
+        lane.in_flight -= 1;
         lane.counters
             .count(slot.request.op, slot.request.len_bytes, slot.status);
         self.slots.release(id);
-        let open = matches!(self.lane(lane_id).gate, super::lane::Gate::Open);
-        if open && matches!(self.queue(queue).mode, super::Mode::Armed(_)) {
-            self.poll_queue(queue); // its next request is likely soon
-        }
+        self.poll_again(queue);
     }
 
     /// Tries the completions again that could not write guest memory; those of `queue` alone, if
@@ -378,32 +380,33 @@ impl Core {
         if self.held.is_empty() {
             return;
         }
-        for id in std::mem::take(&mut self.held) {
+        let mut at = 0;
+        while let Some(&id) = self.held.get(at) {
             let of = self.slots.get(id).queue;
-            if queue.is_none_or(|queue| queue == of) {
+            let entry = self.queue(of);
+            let may = entry.queue.may_complete() || entry.leaving.is_some();
+            if may && queue.is_none_or(|queue| queue == of) {
+                self.held.swap_remove(at);
                 self.deliver(id);
             } else {
-                self.held.push(id);
+                at += 1;
             }
         }
     }
 
-    /// Lists the lanes that want something done in every turn; the others cost nothing.
-    pub(super) fn list_tended(&mut self) {
-        self.tended.clear();
-        let ids = (0u32..).zip(&self.lanes);
-        self.tended.extend(ids.filter_map(|(id, lane)| {
-            let lane = lane.as_ref()?;
-            let wants = lane.tracking || lane.backend.delay_ns > 0 || !lane.drains.is_empty();
-            wants.then_some(id)
-        }));
+    /// Lists a lane among those that want something done in every turn. The others cost nothing.
+    pub(super) fn tend(&mut self, lane_id: u32) {
+        let lane = of_mut(&mut self.lanes, lane_id);
+        if !std::mem::replace(&mut lane.tended, true) {
+            self.tended.push(lane_id);
+        }
     }
 
     /// What each lane wants done once a turn.
     pub(super) fn tend_lanes(&mut self) {
         self.deliver_held(None);
-        for at in 0..self.tended.len() {
-            let id = self.tended[at];
+        let mut at = 0;
+        while let Some(&id) = self.tended.get(at) {
             let now_ns = self.now_ns;
             while let Some(slot) = self.lane(id).delays.take_due(now_ns) {
                 self.deliver(slot);
@@ -413,6 +416,12 @@ impl Core {
                 self.check_patience(id);
                 self.retry_conflicted(id);
                 self.lane(id).stop_tracking();
+            }
+            if self.lane(id).wants_tending() {
+                at += 1;
+            } else {
+                self.lane(id).tended = false;
+                self.tended.swap_remove(at);
             }
         }
     }

@@ -67,6 +67,18 @@ pub(crate) struct Lane {
     pub backend: Backend,
     pub block_bytes: u32,
     pub gate: Gate,
+    /// Its queues on this worker.
+    pub queues: Vec<u32>,
+    /// Those of them that are polled; while there are any, the lane is in the worker's list of
+    /// active ones, at `active_at`.
+    pub polled: Vec<u32>,
+    pub active_at: usize,
+    /// Which of the polled ones is asked first.
+    pub next: usize,
+    /// Requests in slots.
+    pub in_flight: u32,
+    /// It is in the worker's list of lanes that want something done in every turn.
+    pub tended: bool,
     pub mirror: Option<Mirror>,
     pub lock: Option<RangeLock>,
     /// Ranges of changes are watched for overlap: while mirrored or locked, and while a request
@@ -100,6 +112,12 @@ impl Lane {
             backend,
             block_bytes,
             gate,
+            queues: Vec::new(),
+            polled: Vec::new(),
+            active_at: 0,
+            next: 0,
+            in_flight: 0,
+            tended: false,
             mirror: None,
             lock: None,
             tracking: false,
@@ -118,6 +136,16 @@ impl Lane {
         self.block_bytes = backend.geometry().block_bytes;
         self.backend = backend;
         self.flush_failed.store(false, Ordering::Relaxed); // that was the other store's
+    }
+
+    /// Whether the gate waits for the first request.
+    pub fn is_armed(&self) -> bool {
+        matches!(self.gate, Gate::Armed(_))
+    }
+
+    /// Whether something is to be done once a turn, or at a time.
+    pub fn wants_tending(&self) -> bool {
+        self.tracking || !self.delays.is_empty() || !self.drains.is_empty()
     }
 
     /// Whether a change must wait: its range is locked, or overlaps one under way, or one that has

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Sender, TrySendError};
 
 use super::Core;
-use super::lane::{Mirror, RangeLock, of_mut};
+use super::lane::{Mirror, RangeLock, of, of_mut};
 use crate::lifecycle::TapEvent;
 use crate::slots::Stage;
 
@@ -18,6 +18,7 @@ impl Core {
         }
         lane.start_tracking(lane_id, &self.slots);
         lane.mirror = Some(mirror);
+        self.tend(lane_id);
         true
     }
 
@@ -136,10 +137,9 @@ impl Core {
 
     /// Whether a sleeping worker would miss an acknowledgement.
     pub(super) fn acknowledged(&self) -> bool {
-        self.lanes
+        self.tended
             .iter()
-            .flatten()
-            .any(|lane| lane.has_acknowledged(&self.slots))
+            .any(|&id| of(&self.lanes, id).has_acknowledged(&self.slots))
     }
 
     pub(super) fn take_acknowledged(&mut self, lane_id: u32) {

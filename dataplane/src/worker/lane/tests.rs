@@ -1,7 +1,7 @@
 use super::*;
 use crate::backend::Store;
 use crate::request::{Op, Request};
-use crate::slots::Inbox;
+use crate::slots::{Inbox, Room};
 
 fn lane() -> Lane {
     let store = Store::Pending {
@@ -17,11 +17,13 @@ fn lane() -> Lane {
 /// A write in a slot of lane 0.
 fn write(slots: &mut SlotTable, offset_bytes: u64, len_bytes: u64) -> u32 {
     let mut taken = Vec::new();
+    let mut room = Room::unlimited();
     let mut inbox = Inbox {
         slots,
         taken: &mut taken,
         queue: 0,
         lane: 0,
+        room: &mut room,
     };
     inbox.commit(Request {
         op: Op::Write,
