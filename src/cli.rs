@@ -8,7 +8,7 @@ use ferry_migration::ids::DiskId;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::config::{DiskConfig, default_run_dir};
+use crate::config::{DiskConfig, InflightMode, default_run_dir};
 use crate::control::Client;
 use crate::error::{Done, Failure};
 use crate::spec::{DiskSpec, parse_size};
@@ -75,6 +75,9 @@ pub struct ServeArguments {
     /// Polling threads.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
+    /// Where requests in flight are written down, for a successor to finish them.
+    #[arg(long, value_enum, default_value_t)]
+    pub inflight: InflightMode,
 }
 
 #[derive(Subcommand)]
@@ -101,6 +104,9 @@ enum DiskCommand {
         /// Size of a disk that will be moved here.
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
+        /// Where requests in flight are written down, for a successor to finish them.
+        #[arg(long, value_enum, default_value_t)]
+        inflight: InflightMode,
     },
     /// The disks, who owns them, and what they did.
     List,
@@ -193,6 +199,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
             read_only,
             incoming,
             size,
+            inflight,
         } => {
             // The daemon has a working directory of its own.
             let (path, socket_path) = (absolute(path)?, socket_path.map(std::path::absolute));
@@ -204,6 +211,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 read_only,
                 incoming,
                 size,
+                inflight,
             };
             config.check()?;
             let line = client.call("disk.add", serde_json::to_value(&config)?)?;

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use ferry_migration::ids::DiskId;
+use ferry_vhost::blk::device::Tracking;
+use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
@@ -81,6 +83,32 @@ pub struct DiskConfig {
     pub incoming: bool,
     /// Size in bytes of a disk that will arrive.
     pub size: Option<u64>,
+    /// How its requests in flight outlive a daemon that dies.
+    #[serde(default)]
+    pub inflight: InflightMode,
+}
+
+/// Where requests in flight are written down, so that a successor can finish them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum InflightMode {
+    /// With the VMM, if it offers to keep them; in a file under the run directory otherwise.
+    #[default]
+    Auto,
+    /// In a file under the run directory, whatever the VMM offers.
+    Own,
+    /// Nowhere: what is in flight when the daemon dies hangs in the guest.
+    Off,
+}
+
+impl InflightMode {
+    /// The device's tracking; its own files, if any, are called `name` in `dir`.
+    pub fn tracking(self, dir: &Path, name: &str) -> Tracking {
+        Tracking {
+            offered: self == InflightMode::Auto,
+            own: (self != InflightMode::Off).then(|| OwnRegions::new(dir, name)),
+        }
+    }
 }
 
 /// Queues of a disk for which nothing else was said.

@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::cli::ServeArguments;
-use crate::config::{Config, default_state_dir};
+use crate::config::{Config, default_run_dir, default_state_dir};
 use crate::control;
 use crate::daemon::Daemon;
 use crate::daemon::place::Place;
@@ -41,12 +41,17 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
     let queues = arguments.num_queues;
     let disk = Disk::new(&backend, &handles, 0, queues.into(), Service::Open)?;
+    // Whoever comes back to this socket is who was here before.
+    let socket = std::path::absolute(&arguments.socket_path)?
+        .display()
+        .to_string();
     let bytes = disk.geometry().capacity_bytes;
     drop(backend);
     let options = BlkOptions {
         name: "disk".into(),
         num_queues: queues,
         serial: "ferry".into(),
+        tracking: arguments.inflight.tracking(&default_run_dir(), &socket),
     };
     let device = BlkDevice::new(Arc::new(disk), &options);
     let listening = session::listen(device, &arguments.socket_path, 0o660)?;

@@ -38,6 +38,12 @@ pub trait RequestQueue: Any + Send {
     /// Whether a request waits. Takes nothing.
     fn has_work(&self) -> bool;
 
+    /// Whether requests wait that a back-end before this one took and did not end. A queue is not
+    /// given back with such in it while its disk is served: no index could say that they are owed.
+    fn recovering(&self) -> bool {
+        false
+    }
+
     /// Asks the guest for kicks, then looks once more: true when a request waits already.
     fn arm(&mut self) -> bool;
 

@@ -231,6 +231,7 @@ impl Core {
         let mut at = 0;
         while at < self.leaving.len() {
             let id = self.leaving[at];
+            while self.fetch_owed(id) {}
             let drained = self.queues[id as usize]
                 .as_ref()
                 .is_none_or(|q| q.in_flight == 0);

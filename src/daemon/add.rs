@@ -167,6 +167,9 @@ impl Daemon {
             name: id.to_string(),
             num_queues: config.num_queues,
             serial: id.to_string(),
+            tracking: config
+                .inflight
+                .tracking(&self.config.run_dir, &id.to_string()),
         };
         let device = BlkDevice::new(Arc::new(disk), &options);
         let unannounced = origin.is_unannounced();
@@ -454,6 +457,7 @@ impl Daemon {
             tracing::error!(disk = %id, %error, "a removed disk could not be held");
         }
         served.hang_up();
+        served.device.forget_in_flight();
         self.migrations.forget(id);
         if let Err(error) = served.drop_image() {
             tracing::error!(disk = %id, %error, "a removed disk keeps its image");

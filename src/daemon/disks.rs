@@ -277,6 +277,7 @@ mod tests {
             read_only: false,
             incoming: false,
             size: None,
+            inflight: Default::default(),
         };
         let backend = config.path.backend(
             Store::Image(Image::create(path, MIB).unwrap().into()),
@@ -287,6 +288,7 @@ mod tests {
             name: "d".into(),
             num_queues: 1,
             serial: "d".into(),
+            tracking: Default::default(),
         };
         let device = BlkDevice::new(Arc::new(disk), &options);
         let socket = path.with_extension("sock");

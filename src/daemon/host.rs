@@ -18,7 +18,7 @@ use super::Daemon;
 use super::add::Origin;
 use super::disks::{Arrival, Served, SetAside};
 use super::place::follow;
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, InflightMode};
 use crate::qmp;
 
 impl Daemon {
@@ -44,6 +44,7 @@ impl Daemon {
             read_only: false,
             incoming: true,
             size: Some(hello.shape.capacity_bytes),
+            inflight: InflightMode::default(),
         };
         self.add_disk_from(config, Origin::Peer)
             .map_err(|error| error.to_string())

@@ -17,7 +17,7 @@ use ferry_dataplane::backend::memory::MemoryDisk;
 use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::worker::Worker;
-use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
+use ferry_vhost::blk::device::{BlkDevice, BlkOptions, Tracking};
 use ferry_vhost::session::{self, Listening};
 
 /// How long anything may take before it counts as a hang.
@@ -69,6 +69,10 @@ impl Host {
             name: name.into(),
             num_queues: queues,
             serial: "ferry-test-disk".into(),
+            tracking: Tracking {
+                offered: true,
+                own: None,
+            },
         };
         let device = BlkDevice::new(Arc::new(disk), &options);
         let socket = self.dir().join(name);

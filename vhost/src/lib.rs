@@ -15,6 +15,7 @@
 
 pub mod blk;
 mod guard;
+pub mod inflight;
 pub mod memory;
 pub mod session;
 pub mod vring;

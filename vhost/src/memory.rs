@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -259,6 +260,25 @@ impl MemoryMap {
             let (start, follow) = region.host(at)?;
             (len <= follow).then_some(start)
         })
+    }
+
+    /// What tells the memory at the front-end's address `user` from any other: its file (device and
+    /// inode), and where that is seen. `None` when it is not guest memory.
+    pub fn identity_of(&self, user: u64) -> Option<[u64; 5]> {
+        let holds = |region: &&Arc<Region>| {
+            user.checked_sub(region.spec.user_start)
+                .is_some_and(|at| at < region.spec.len)
+        };
+        let region = self.regions.iter().find(holds)?;
+        let about = region.map.file_offset()?.file().metadata().ok()?;
+        let spec = &region.spec;
+        Some([
+            about.dev(),
+            about.ino(),
+            spec.file_offset,
+            spec.guest_start,
+            spec.user_start,
+        ])
     }
 
     /// The guest ranges of a segment that this map made.

@@ -23,6 +23,7 @@ use ferry_dataplane::limits::SEGMENTS_PER_REQUEST;
 use ferry_dataplane::segments::Segments;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::inflight::Tracker;
 use crate::memory::{DirtyLog, MemoryMap};
 pub use chain::{Buffer, Chain};
 
@@ -81,6 +82,8 @@ pub struct RingSetup {
     pub map: Arc<MemoryMap>,
     /// Dirty logging.
     pub log: LogSettings,
+    /// Where a successor finds what is in flight.
+    pub tracker: Option<Tracker>,
 }
 
 /// Why a ring cannot start.
@@ -92,17 +95,6 @@ pub enum RingError {
     /// Part of the ring is not guest memory, or not aligned.
     #[error("the {0} is not in guest memory, or not aligned")]
     Address(&'static str),
-}
-
-/// What the available ring holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing new.
-    Empty,
-    /// The head of a chain.
-    Head(u16),
-    /// The driver broke the ring's rules.
-    Broken(&'static str),
 }
 
 /// Mapped addresses of the three parts.
@@ -127,6 +119,8 @@ pub struct Vring {
     setup: RingSetup,
     parts: Option<Parts>,
     next_avail: u16,
+    /// Heads that a back-end before this one popped and did not end; served before all others.
+    recovered: VecDeque<u16>,
     /// Used entries written; the guest has been shown those before `shown`.
     next_used: u16,
     shown: u16,
@@ -138,7 +132,8 @@ pub struct Vring {
 unsafe impl Send for Vring {}
 
 impl Vring {
-    /// Takes up a ring where `setup` says. The used index is read from the ring itself.
+    /// Takes up a ring where `setup` says, or where its tracker knows better. The used index is read
+    /// from the ring itself.
     pub fn new(setup: RingSetup) -> Result<Vring, RingError> {
         if !setup.size.is_power_of_two() || setup.size > RING_SIZE_MAX {
             return Err(RingError::Size(setup.size));
@@ -146,6 +141,7 @@ impl Vring {
         let parts = locate(&setup.map, &setup)?;
         let mut ring = Vring {
             next_avail: setup.next_avail,
+            recovered: VecDeque::new(),
             next_used: 0,
             shown: 0,
             parts: Some(parts),
@@ -160,7 +156,27 @@ impl Vring {
         });
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
         ring.shown = ring.next_used;
+        if let Some(mut tracker) = ring.setup.tracker.take() {
+            let left = tracker.take_up(ring.shown, ring.avail_index(), ring.next_avail);
+            ring.next_avail = left.next_avail;
+            ring.recovered = left.heads.into();
+            ring.setup.tracker = Some(tracker);
+            // A back-end that died may have shown a batch, and neither told the guest nor logged it.
+            ring.mark_used(0, 4 + 8 * u64::from(ring.setup.size));
+            ring.signal();
+        }
         Ok(ring)
+    }
+
+    /// Requests of a back-end before this one that were not taken up yet.
+    pub fn recovering(&self) -> usize {
+        self.recovered.len()
+    }
+
+    /// Whether all that was popped was shown to the guest as used; a ring that has just been taken
+    /// up may hold more.
+    pub fn is_idle(&self) -> bool {
+        self.recovered.is_empty() && self.setup.tracker.as_ref().is_none_or(Tracker::is_idle)
     }
 
     /// The next available entry to pop.
@@ -270,32 +286,45 @@ impl Vring {
 
     /// Whether an entry waits.
     pub fn has_work(&self) -> bool {
-        self.parts.is_some() && self.avail_index() != self.next_avail
+        self.parts.is_some()
+            && (!self.recovered.is_empty() || self.avail_index() != self.next_avail)
     }
 
-    /// Entries that wait; more than the ring holds is the driver's mistake.
-    pub fn peek(&self) -> Next {
+    /// Entries that wait. The index is read once here, for as many `head` and `take` as it allows.
+    /// More than the ring holds is the driver's mistake.
+    pub fn waiting(&self) -> Result<usize, &'static str> {
         if self.parts.is_none() {
-            return Next::Empty;
+            return Ok(0);
         }
-        let waiting = self.avail_index().wrapping_sub(self.next_avail);
-        if waiting == 0 {
-            return Next::Empty;
+        let new = self.avail_index().wrapping_sub(self.next_avail);
+        if new > self.setup.size {
+            return Err("the available index jumped");
         }
-        if waiting > self.setup.size {
-            return Next::Broken("the available index jumped");
+        Ok(self.recovered.len() + usize::from(new))
+    }
+
+    /// The head of the next chain, of those that `waiting` counted.
+    pub fn head(&self) -> Result<u16, &'static str> {
+        if let Some(&head) = self.recovered.front() {
+            return Ok(head);
         }
         let at = usize::from(self.next_avail & (self.setup.size - 1));
         let head = self.avail_u16(4 + 2 * at).load(Ordering::Relaxed);
         if head >= self.setup.size {
-            return Next::Broken("an available entry names no descriptor");
+            return Err("an available entry names no descriptor");
         }
-        Next::Head(head)
+        Ok(head)
     }
 
-    /// Takes the entry that `peek` showed.
-    pub fn take(&mut self) {
+    /// Takes the entry whose `head` was read.
+    pub fn take(&mut self, head: u16) {
+        if self.recovered.pop_front().is_some() {
+            return; // still marked as in flight
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
+        if let Some(tracker) = &mut self.setup.tracker {
+            tracker.popped(head);
+        }
     }
 
     /// Marks a guest range in the dirty log.
@@ -341,6 +370,9 @@ impl Vring {
             AtomicU32::from_ptr(parts.used.add(offset + 4).cast()).store(len, Ordering::Relaxed);
         }
         self.mark_used(offset as u64, 8);
+        if let Some(tracker) = &mut self.setup.tracker {
+            tracker.ended(head);
+        }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -351,6 +383,9 @@ impl Vring {
         }
         let before = std::mem::replace(&mut self.shown, self.next_used);
         self.used_u16(2).store(self.next_used, Ordering::Release);
+        if let Some(tracker) = &mut self.setup.tracker {
+            tracker.shown(self.next_used);
+        }
         self.mark_used(2, 2);
         // The index must be visible before the guest's wish is read, or both may miss the other.
         fence(Ordering::SeqCst);

@@ -44,12 +44,7 @@ impl Core {
         }
         let count = lane.polled.len();
         let start = if lane.next < count { lane.next } else { 0 };
-        let mut room = Room {
-            requests: FETCH_BUDGET,
-            bytes: FETCH_BYTES,
-            share: SLOT_SHARE,
-            held: lane.in_flight as usize,
-        };
+        let mut room = room(lane.in_flight);
         for at in (start..count).chain(0..start) {
             let id = self.lane(lane_id).polled[at];
             self.fetch_queue(id, &mut room);
@@ -60,9 +55,25 @@ impl Core {
         }
     }
 
-    fn fetch_queue(&mut self, id: u32, room: &mut Room) {
+    /// Serves what a queue that is being stopped owes from before this process: no index handed back
+    /// could say that it is owed. True when there was some.
+    pub(super) fn fetch_owed(&mut self, id: u32) -> bool {
+        let Some(entry) = &self.queues[id as usize] else {
+            return false;
+        };
+        let (lane, owed) = (entry.lane, entry.queue.recovering());
+        let lane = self.lane(lane);
+        if !owed || !matches!(lane.gate, Gate::Open) {
+            return false;
+        }
+        let mut room = room(lane.in_flight);
+        self.fetch_queue(id, &mut room) > 0
+    }
+
+    /// Takes what a queue has and `room` allows; how many it gave.
+    fn fetch_queue(&mut self, id: u32, room: &mut Room) -> usize {
         let Some(entry) = self.queues[id as usize].as_mut() else {
-            return;
+            return 0;
         };
         let lane = entry.lane;
         let mut taken = std::mem::take(&mut self.taken);
@@ -74,7 +85,8 @@ impl Core {
             lane,
             room,
         };
-        match entry.queue.fetch(&mut inbox, budget) {
+        let fetched = entry.queue.fetch(&mut inbox, budget);
+        match fetched {
             Fetched::Some(0) => {}
             Fetched::Some(count) => {
                 room.requests = budget.saturating_sub(count);
@@ -98,6 +110,10 @@ impl Core {
         }
         taken.clear();
         self.taken = taken;
+        match fetched {
+            Fetched::Some(count) => count,
+            Fetched::Broken => 0,
+        }
     }
 
     /// Starts watching a queue as its lane's gate wants it.
@@ -233,5 +249,15 @@ impl Core {
             return true;
         }
         quiet && self.arm_kick(id)
+    }
+}
+
+/// A disk's share of a turn.
+fn room(in_flight: u32) -> Room {
+    Room {
+        requests: FETCH_BUDGET,
+        bytes: FETCH_BYTES,
+        share: SLOT_SHARE,
+        held: in_flight as usize,
     }
 }

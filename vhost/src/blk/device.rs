@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{self, feature};
 use super::parse::{ID_BYTES, Rules};
 use super::queue::BlkQueue;
+use crate::inflight::{OwnRegions, Region, RingIdentity, Tracker};
 use crate::memory::{DirtyLog, MemoryMap};
 use crate::vring::{LogSettings, RingAddress, RingSetup, Vring};
 
@@ -27,6 +28,17 @@ pub struct BlkOptions {
     pub num_queues: u16,
     /// What GET_ID answers; cut at 20 bytes.
     pub serial: String,
+    /// How requests in flight outlive the process.
+    pub tracking: Tracking,
+}
+
+/// How requests in flight outlive the process, so that a successor can finish them.
+#[derive(Debug, Clone, Default)]
+pub struct Tracking {
+    /// Front-ends may keep the region (INFLIGHT_SHMFD is offered).
+    pub offered: bool,
+    /// Where Ferry keeps one for those that do not; `None` to track nothing for them.
+    pub own: Option<OwnRegions>,
 }
 
 /// A block device on a disk.
@@ -34,6 +46,7 @@ pub struct BlkDevice {
     pub(super) name: Arc<str>,
     pub(super) disk: Arc<Disk>,
     pub(super) num_queues: u16,
+    pub(super) tracking: Tracking,
     state: Mutex<State>,
     /// Where an imported device's rings have to begin, until it is activated.
     pub(super) expected_bases: Arc<Mutex<Option<Vec<u16>>>>,
@@ -66,6 +79,8 @@ pub(super) struct State {
     pub rings: Vec<Ring>,
     memory: Arc<MemoryMap>,
     log: Option<Arc<DirtyLog>>,
+    /// The front-end's in-flight region.
+    inflight: Option<Arc<Region>>,
     /// The guest's cache mode, where it may choose: true for writeback.
     pub writeback: bool,
     pub serial: [u8; ID_BYTES],
@@ -91,6 +106,7 @@ impl BlkDevice {
             name: options.name.as_str().into(),
             disk,
             num_queues: options.num_queues,
+            tracking: options.tracking.clone(),
             state: Mutex::new(state),
             expected_bases: Arc::default(),
         })
@@ -208,6 +224,34 @@ impl BlkDevice {
         let mut state = self.state();
         state.log = Some(Arc::new(log));
         self.log_changed(&state)
+    }
+
+    /// The region stands until the connection ends. Rings that run keep the one they began with.
+    pub(super) fn set_inflight(&self, region: Region) {
+        self.state().inflight = Some(Arc::new(region));
+    }
+
+    /// Nobody will ask for what was in flight: the disk is gone for good.
+    pub fn forget_in_flight(&self) {
+        if let Some(own) = &self.tracking.own {
+            (0..usize::from(self.num_queues)).for_each(|queue| own.forget(queue));
+        }
+    }
+
+    /// Where the ring at `at` writes down what is in flight. `None` when nobody wants that.
+    fn tracker(
+        &self,
+        state: &State,
+        at: usize,
+        identity: RingIdentity,
+    ) -> Result<Option<Tracker>, Refusal> {
+        let size = state.rings[at].size;
+        let made = match (&state.inflight, &self.tracking.own) {
+            (Some(region), _) => region.tracker(at, size),
+            (None, Some(own)) => own.tracker(at, size, identity),
+            (None, None) => return Ok(None),
+        };
+        made.map(Some).map_err(invalid)
     }
 
     /// Replaces the guest's memory, in the running rings too.
@@ -353,6 +397,7 @@ impl BlkDevice {
         state.writeback = writeback;
         state.memory = Arc::default();
         state.log = None;
+        state.inflight = None;
     }
 
     fn stop(&self, state: &mut State, at: usize) -> Result<(), Refusal> {
@@ -367,6 +412,17 @@ impl BlkDevice {
             return Ok(());
         };
         let vring = queue.into_ring();
+        if vring.recovering() > 0 {
+            tracing::error!(
+                device = %self.name, queue = at, requests = vring.recovering(),
+                "the ring was stopped while its disk is out of service, with requests of an earlier \
+                 process unserved: they are safe only if this front-end starts it here again"
+            );
+        } else if let (None, Some(own)) = (&state.inflight, &self.tracking.own)
+            && vring.is_idle()
+        {
+            own.forget(at);
+        }
         let ring = &mut state.rings[at];
         ring.base = vring.next_avail();
         ring.used_idx = vring.used_index();
@@ -413,10 +469,16 @@ impl BlkDevice {
             state.has(feature::INDIRECT_DESC),
         );
         let map = state.memory.clone();
-        let ring = &mut state.rings[at];
+        let ring = &state.rings[at];
         let Some(address) = ring.address else {
             return Ok(());
         };
+        let Some(identity) = RingIdentity::of(&map, address, ring.size) else {
+            // The memory table may be yet to come.
+            tracing::debug!(device = %self.name, queue = at, "a ring is not in guest memory yet");
+            return Ok(());
+        };
+        let tracker = self.tracker(state, at, identity)?;
         let clone = |fd: &Option<EventFd>| fd.as_ref().and_then(|fd| fd.try_clone().ok());
         let setup = RingSetup {
             size: ring.size,
@@ -429,6 +491,7 @@ impl BlkDevice {
             err: clone(&ring.err),
             map,
             log,
+            tracker,
         };
         let vring = match Vring::new(setup) {
             Ok(vring) => vring,
@@ -438,6 +501,12 @@ impl BlkDevice {
                 return Ok(());
             }
         };
+        if vring.recovering() > 0 {
+            tracing::info!(
+                device = %self.name, queue = at, requests = vring.recovering(),
+                "requests that an earlier process had in flight are served again"
+            );
+        }
         let name = format!("{}:{at}", self.name).into();
         let queue: Box<dyn RequestQueue> =
             Box::new(BlkQueue::new(name, vring, rules, state.serial));

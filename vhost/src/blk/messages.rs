@@ -15,6 +15,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use super::config::{CONFIG_READ_MAX, WRITEBACK_OFFSET};
 use super::device::{BlkDevice, Refusal};
+use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap, REGIONS_MAX, RegionSpec};
 use crate::session::Conversation;
 use crate::vring::RingAddress;
@@ -91,7 +92,13 @@ impl VhostUserBackendReqHandlerMut for Messages {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         // Not STATUS: the crate does not carry its messages, and QEMU would send them.
-        Ok(VhostUserProtocolFeatures::MQ
+        let inflight = if self.0.tracking.offered {
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        Ok(inflight
+            | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
@@ -239,15 +246,28 @@ impl VhostUserBackendReqHandlerMut for Messages {
         refuse("a block device shares no objects")
     }
 
-    fn get_inflight_fd(
-        &mut self,
-        _region: &VhostUserInflight,
-    ) -> Result<(VhostUserInflight, File)> {
-        refuse("in-flight tracking was not negotiated")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, entries) = (asked.num_queues, asked.queue_size);
+        if queues > self.0.num_queues() {
+            return must(Err(Refusal::Invalid(format!(
+                "an in-flight region for {queues} queues, and there are {}",
+                self.0.num_queues()
+            ))));
+        }
+        let created =
+            Region::create(queues, entries).map_err(|error| Refusal::Invalid(error.to_string()));
+        let (file, bytes) = must(created)?;
+        Ok((VhostUserInflight::new(bytes, 0, queues, entries), file))
     }
 
-    fn set_inflight_fd(&mut self, _region: &VhostUserInflight, _file: File) -> Result<()> {
-        refuse("in-flight tracking was not negotiated")
+    fn set_inflight_fd(&mut self, said: &VhostUserInflight, file: File) -> Result<()> {
+        let place = (said.mmap_offset, said.mmap_size);
+        let region = Region::map(file, place, said.num_queues, said.queue_size);
+        answer(
+            region
+                .map(|region| self.0.set_inflight(region))
+                .map_err(|error| Refusal::Invalid(error.to_string())),
+        )
     }
 
     fn set_device_state_fd(

@@ -10,7 +10,7 @@ use ferry_dataplane::slots::Inbox;
 
 use super::parse::{Asked, ID_BYTES, Rules, STATUS_IO_ERROR, STATUS_OK, STATUS_UNSUPPORTED, parse};
 use crate::memory::MemoryMap;
-use crate::vring::{Chain, LogSettings, Next, Vring};
+use crate::vring::{Chain, LogSettings, Vring};
 
 /// A request in hand, by the head of its chain.
 #[derive(Debug, Clone, Copy)]
@@ -111,11 +111,14 @@ impl RequestQueue for BlkQueue {
         if self.broken || !self.ring.may_write() {
             return Fetched::Some(0);
         }
-        for taken in 0..budget {
-            let head = match self.ring.peek() {
-                Next::Empty => return Fetched::Some(taken),
-                Next::Broken(why) => return self.break_down(why),
-                Next::Head(head) => head,
+        let waiting = match self.ring.waiting() {
+            Ok(waiting) => waiting.min(budget),
+            Err(why) => return self.break_down(why),
+        };
+        for taken in 0..waiting {
+            let head = match self.ring.head() {
+                Ok(head) => head,
+                Err(why) => return self.break_down(why),
             };
             if self.in_hand[usize::from(head)].is_some() {
                 return self.break_down("a chain was made available twice");
@@ -123,7 +126,7 @@ impl RequestQueue for BlkQueue {
             let Some(segments) = inbox.begin() else {
                 return Fetched::Some(taken);
             };
-            self.ring.take();
+            self.ring.take(head);
             let parsed = self.ring.copy_chain(head, &mut self.chain).and_then(|()| {
                 parse(
                     &self.chain,
@@ -153,7 +156,7 @@ impl RequestQueue for BlkQueue {
                 }
             }
         }
-        Fetched::Some(budget)
+        Fetched::Some(waiting)
     }
 
     fn complete(&mut self, done: &Completion<'_>) {
@@ -199,6 +202,10 @@ impl RequestQueue for BlkQueue {
 
     fn has_work(&self) -> bool {
         !self.broken && self.ring.has_work()
+    }
+
+    fn recovering(&self) -> bool {
+        !self.broken && self.ring.recovering() > 0
     }
 
     fn arm(&mut self) -> bool {
