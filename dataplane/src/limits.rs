@@ -53,5 +53,17 @@ pub const SPIN_NS: u64 = 50_000;
 /// Gaps in a row that were longer than the polling, after which a queue is not polled in vain.
 pub const SPIN_MISSES: u8 = 4;
 
+/// How long a queue that gave something is left alone, so that a batch gathers, in nanoseconds:
+/// somewhat more than a cache line's way to another core and back.
+pub const POLL_FLOOR_NS: u64 = 600;
+
+/// Polls in a row with a single request that show the floor to be of no use.
+pub const FLOOR_SINGLES: u32 = 4;
+
+/// Polls for which it stays away then: at first, and at most.
+pub const FLOOR_PAUSE_MIN: u32 = 256;
+/// See [`FLOOR_PAUSE_MIN`].
+pub const FLOOR_PAUSE_MAX: u32 = 65_536;
+
 const _: () = assert!(SLOTS_PER_WORKER + QUEUES_PER_WORKER + 16 <= COMPLETION_ENTRIES as usize);
 const _: () = assert!(BOUNCE_BYTES.is_multiple_of(BLOCK_BYTES_MAX));

@@ -18,6 +18,7 @@
 
 mod bounce;
 pub(crate) mod command;
+mod floor;
 mod idle;
 mod io;
 pub(crate) mod lane;
@@ -40,6 +41,7 @@ use crate::ring::{Ring, Token};
 use crate::slots::SlotTable;
 use bounce::BouncePool;
 use command::{Command, Wake};
+use floor::PollFloor;
 use lane::Lane;
 pub use thread::{Worker, WorkerHandle, WorkerOptions};
 
@@ -70,6 +72,7 @@ struct QueueEntry {
     /// A kick woke it, and the request behind that is yet to be fetched.
     woken: bool,
     load: Arc<QueueLoad>,
+    floor: PollFloor,
     /// It has completions that the guest has not been shown.
     touched: bool,
     broken: bool,
@@ -285,6 +288,7 @@ impl Core {
             misses: 0,
             woken: false,
             load,
+            floor: PollFloor::default(),
             touched: false,
             broken: false,
             leaving: None,

@@ -121,6 +121,34 @@ fn reaches(file: &File, offset: u64, len: u64) -> bool {
 pub struct MemoryMap {
     /// By guest address, without overlap.
     regions: Vec<Arc<Region>>,
+    /// The same, as the path wants it: no pointer to follow.
+    spans: Vec<Span>,
+}
+
+/// Where guest addresses are mapped.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    guest_start: u64,
+    len: u64,
+    /// The first byte; mapped as long as the region beside it is held.
+    host: *mut u8,
+}
+
+// SAFETY: the address is into a region that the same map holds, and the memory behind it is only
+// touched by raw copies and atomics.
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// The mapped address of guest address `guest`, and how many bytes follow it.
+    fn host(&self, guest: u64) -> Option<(*mut u8, u64)> {
+        let at = guest.checked_sub(self.guest_start)?;
+        let follow = self.len.checked_sub(at).filter(|&left| left > 0)?;
+        let at = usize::try_from(at).ok()?;
+        // SAFETY: `at` is inside the mapping.
+        Some((unsafe { self.host.add(at) }, follow))
+    }
 }
 
 impl MemoryMap {
@@ -157,7 +185,7 @@ impl MemoryMap {
         }
         let mut regions = self.regions.clone();
         regions.insert(at, Arc::new(region));
-        Ok(MemoryMap { regions })
+        Ok(MemoryMap::of(regions))
     }
 
     /// This map without the region that has this guest address, user address and length.
@@ -173,16 +201,31 @@ impl MemoryMap {
             .ok_or(MemoryError::Missing(spec.guest_start))?;
         let mut regions = self.regions.clone();
         regions.remove(at);
-        Ok(MemoryMap { regions })
+        Ok(MemoryMap::of(regions))
     }
 
-    fn find(&self, guest: u64) -> Option<&Region> {
-        let at = self
-            .regions
-            .partition_point(|r| r.spec.guest_start <= guest)
-            .checked_sub(1)?;
-        let region = &self.regions[at];
-        (guest - region.spec.guest_start < region.spec.len).then_some(region)
+    fn of(regions: Vec<Arc<Region>>) -> MemoryMap {
+        let span = |region: &Arc<Region>| Span {
+            guest_start: region.spec.guest_start,
+            len: region.spec.len,
+            host: region.map.as_ptr(),
+        };
+        let spans = regions.iter().map(span).collect();
+        MemoryMap { regions, spans }
+    }
+
+    /// The mapped address of guest address `guest`, and how many bytes follow it there.
+    fn host_of_guest(&self, guest: u64) -> Option<(*mut u8, u64)> {
+        if let [one] = self.spans.as_slice() {
+            return one.host(guest);
+        }
+        let at = self.spans.partition_point(|s| s.guest_start <= guest);
+        self.spans[at.checked_sub(1)?].host(guest)
+    }
+
+    /// Whether a byte is guest memory.
+    pub fn contains(&self, guest: u64) -> bool {
+        self.host_of_guest(guest).is_some()
     }
 
     /// Appends the mapped runs of `len` bytes at guest address `guest`; false when part of it is
@@ -191,10 +234,7 @@ impl MemoryMap {
     pub fn push_segments(&self, guest: u64, len: u64, into: &mut Segments) -> bool {
         let (mut guest, mut left) = (guest, len);
         while left > 0 {
-            let Some(region) = self.find(guest) else {
-                return false;
-            };
-            let Some((start, follow)) = region.host(guest - region.spec.guest_start) else {
+            let Some((start, follow)) = self.host_of_guest(guest) else {
                 return false;
             };
             let piece = follow.min(left);
@@ -223,10 +263,7 @@ impl MemoryMap {
             let Some(at) = guest.checked_add(done as u64) else {
                 return false;
             };
-            let Some(region) = self.find(at) else {
-                return false;
-            };
-            let Some((start, follow)) = region.host(at - region.spec.guest_start) else {
+            let Some((start, follow)) = self.host_of_guest(at) else {
                 return false;
             };
             let piece = usize::try_from(follow)
@@ -241,10 +278,7 @@ impl MemoryMap {
 
     /// Writes one byte; false when the address is not guest memory.
     pub fn write_byte(&self, guest: u64, value: u8) -> bool {
-        let Some(region) = self.find(guest) else {
-            return false;
-        };
-        let Some((start, _)) = region.host(guest - region.spec.guest_start) else {
+        let Some((start, _)) = self.host_of_guest(guest) else {
             return false;
         };
         // SAFETY: mapped, and a byte is always aligned; the store is atomic because the guest may

@@ -47,6 +47,10 @@ impl Core {
         let mut room = room(lane.in_flight);
         for at in (start..count).chain(0..start) {
             let id = self.lane(lane_id).polled[at];
+            let now_ns = self.now_ns;
+            if !self.queue(id).floor.allows(now_ns) {
+                continue;
+            }
             self.fetch_queue(id, &mut room);
             if room.is_used_up() {
                 self.lane(lane_id).next = at + 1;
@@ -91,6 +95,7 @@ impl Core {
             Fetched::Some(count) => {
                 room.requests = budget.saturating_sub(count);
                 entry.last_active_ns = self.now_ns;
+                entry.floor.found(self.now_ns, count);
                 if !std::mem::take(&mut entry.woken) {
                     entry.misses = 0; // polling has paid
                 }

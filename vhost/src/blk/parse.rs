@@ -83,8 +83,7 @@ pub fn parse(
         .guest
         .checked_add(u64::from(last.len) - 1)
         .ok_or("a buffer that wraps")?;
-    let mut probe = [0];
-    if !map.read(status_at, &mut probe) {
+    if !map.contains(status_at) {
         return Err("a status outside guest memory");
     }
     let asked = ask(chain, map, rules, tag, segments).unwrap_or_else(Asked::Refused);
