@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use crate::limits::SLOTS_PER_WORKER;
+
 /// Finished requests that wait out their delay.
 #[derive(Debug, Default)]
 pub(crate) struct DelayLine {
@@ -10,6 +12,11 @@ pub(crate) struct DelayLine {
 }
 
 impl DelayLine {
+    /// Takes room for every request that a worker may have in hand.
+    pub fn reserve(&mut self) {
+        self.waiting.reserve(SLOTS_PER_WORKER);
+    }
+
     /// Holds slot `id` until `due_ns`, which never goes back within one disk.
     pub fn hold(&mut self, due_ns: u64, id: u32) {
         self.waiting.push_back((due_ns, id));

@@ -5,6 +5,7 @@
 //! chunk covers only part of a block, the block is read first and written whole, and no other change
 //! may touch it until then.
 
+use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::io::is_partial;
 use super::lane::of;
 use crate::backend::Store;
 use crate::buffer::AlignedBuf;
-use crate::limits::{BOUNCE_BUFFERS, BOUNCE_BYTES};
+use crate::limits::{BOUNCE_BUFFERS, BOUNCE_BYTES, SLOTS_PER_WORKER};
 use crate::request::{Op, Status};
 use crate::ring::Transfer;
 use crate::slots::{Chunk, Slot, Stage};
@@ -24,7 +25,7 @@ pub(super) struct BouncePool {
     free: Vec<Arc<AlignedBuf>>,
     lent: Vec<Arc<AlignedBuf>>,
     /// Slots that wait for a buffer, oldest first.
-    waiting: std::collections::VecDeque<u32>,
+    waiting: VecDeque<u32>,
 }
 
 impl BouncePool {
@@ -36,7 +37,7 @@ impl BouncePool {
         BouncePool {
             free,
             lent: Vec::with_capacity(BOUNCE_BUFFERS),
-            waiting: Default::default(),
+            waiting: VecDeque::with_capacity(SLOTS_PER_WORKER),
         }
     }
 

@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use crate::backend::Backend;
 use crate::backend::delay::DelayLine;
 use crate::lifecycle::WriteTap;
+use crate::limits::{SECTOR_BYTES, SLOTS_PER_WORKER};
 use crate::metrics::Counters;
 use crate::slots::{Slot, SlotTable, Stage};
 
@@ -46,7 +47,7 @@ impl Mirror {
             acked,
             seq: 0,
             mirrored_below: 0,
-            unacknowledged: Vec::new(),
+            unacknowledged: Vec::with_capacity(SLOTS_PER_WORKER),
         }
     }
 
@@ -108,7 +109,7 @@ impl Lane {
         flush_failed: Arc<AtomicBool>,
     ) -> Lane {
         let block_bytes = backend.geometry().block_bytes;
-        Lane {
+        let mut lane = Lane {
             backend,
             block_bytes,
             gate,
@@ -129,13 +130,31 @@ impl Lane {
             drains: Vec::new(),
             counters,
             flush_failed,
-        }
+        };
+        lane.reserve();
+        lane
     }
 
     pub fn set_backend(&mut self, backend: Backend) {
         self.block_bytes = backend.geometry().block_bytes;
         self.backend = backend;
+        self.reserve();
         self.flush_failed.store(false, Ordering::Relaxed); // that was the other store's
+    }
+
+    /// Takes the memory that requests may come to need, so that none is allocated for them.
+    fn reserve(&mut self) {
+        if u64::from(self.block_bytes) > SECTOR_BYTES {
+            self.reserve_tracking();
+        }
+        if self.backend.delay_ns > 0 {
+            self.delays.reserve();
+        }
+    }
+
+    fn reserve_tracking(&mut self) {
+        self.started.reserve(SLOTS_PER_WORKER);
+        self.conflicted.reserve(SLOTS_PER_WORKER);
     }
 
     /// Whether the gate waits for the first request.
@@ -171,11 +190,10 @@ impl Lane {
             return;
         }
         self.tracking = true;
-        self.started = slots
-            .iter()
-            .filter(|(_, s)| s.lane == lane && s.started)
-            .map(|(id, _)| id)
-            .collect();
+        self.reserve_tracking();
+        let in_flight = slots.iter().filter(|(_, s)| s.lane == lane && s.started);
+        self.started.clear();
+        self.started.extend(in_flight.map(|(id, _)| id));
     }
 
     /// Stops watching when nothing asks for it.

@@ -1,0 +1,147 @@
+//! Once a disk's rings run, its worker allocates nothing: not for requests of any kind, at any depth,
+//! nor for falling asleep and waking up. Control messages may.
+#![allow(unsafe_code)] // an allocator is made of it
+#![allow(clippy::cast_possible_truncation)] // the numbers of these tests are small
+
+#[path = "device/rig.rs"]
+#[allow(dead_code)]
+mod rig;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ferry_bench::frontend::{Op, QueueOptions, Segment, Status};
+use ferry_dataplane::backend::{Backend, Store};
+use rig::{Guest, Host, MIB, PATIENCE, eventually, memory_disk, options, poll_for, slow};
+
+/// The system's allocator, with a count of what one thread asks of it.
+struct Counting;
+
+/// The thread that is watched; 0 for none.
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Size of the first one.
+static FIRST: AtomicUsize = AtomicUsize::new(0);
+
+fn note(layout: Layout) {
+    let watched = WATCHED.load(Ordering::Relaxed);
+    // SAFETY: no argument, no memory.
+    if watched != 0 && watched == unsafe { libc::gettid() } {
+        if COUNT.fetch_add(1, Ordering::Relaxed) == 0 {
+            FIRST.store(layout.size(), Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting changes nothing of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(layout);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The thread of this process with that name.
+fn thread_named(name: &str) -> i32 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of = |task: std::fs::DirEntry| {
+        let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        (comm.trim_end() == name).then(|| task.file_name().to_str()?.parse().ok())?
+    };
+    tasks.filter_map(of).next().expect("the worker's thread")
+}
+
+const DEPTH: u16 = 128;
+
+/// A round of every kind of request, at depth, on each queue.
+fn round(guest: &mut Guest, whole: &[Segment], refuses: bool) {
+    let sectors = MIB * 8 / 512;
+    for queue in 0..guest.queues.len() {
+        let driver = &mut guest.queues[queue];
+        let mut at = queue as u64;
+        for n in 0..usize::from(DEPTH) {
+            at = (at * 25 + 1016) % (sectors - 64);
+            let aligned = at / 8 * 8;
+            let buffer = whole[n];
+            let odd = Segment {
+                addr: buffer.addr + 512,
+                len: 1024,
+            };
+            let (op, sector, data): (_, _, &[Segment]) = match n % 8 {
+                0 | 1 => (Op::Read, aligned, &[buffer]),
+                2 | 3 => (Op::Write, aligned, &[buffer]),
+                4 => (Op::Flush, 0, &[]),
+                // Part of a block, and memory that direct I/O does not take.
+                5 => (Op::Write, at, &[odd]),
+                6 => (Op::Read, at, &[odd, odd]),
+                _ => (Op::WriteZeroes { unmap: n % 16 == 7 }, aligned, &[buffer]),
+            };
+            driver.submit(op, sector, data).unwrap();
+        }
+        driver.commit().unwrap();
+    }
+    for driver in &mut guest.queues {
+        while driver.in_flight() > 0 {
+            let done = poll_for(driver, PATIENCE).expect("no completion in time");
+            assert!(refuses || done.status == Status::Ok, "{:?}", done.status);
+        }
+    }
+}
+
+/// Not several tests: one thread is watched at a time.
+#[test]
+fn a_worker_allocates_nothing_for_requests() {
+    let null = Store::Null {
+        capacity_bytes: 8 * MIB,
+    };
+    let host = Host::named("counted", 1);
+    let image = host.image("image", 8 * MIB);
+    for (name, backend) in [
+        ("memory", memory_disk(8 * MIB)),
+        ("null", Backend::new(null, false)),
+        ("image", image),
+        ("slow", slow(memory_disk(8 * MIB), 2)),
+    ] {
+        let served = host.serve_as(
+            &format!("{name}.sock"),
+            &backend,
+            2,
+            ferry_dataplane::disk::Service::Open,
+        );
+        let queue = QueueOptions {
+            depth: DEPTH,
+            segments_max: 4,
+            indirect: true,
+        };
+        let mut guest = Guest::start_with(&served, 2, options(), queue);
+        let buffers: Vec<Segment> = (0..DEPTH).map(|_| guest.buffer(4096)).collect();
+        eventually("the rings run", || guest.vmm.is_running());
+        round(&mut guest, &buffers, false);
+        COUNT.store(0, Ordering::Relaxed);
+        WATCHED.store(thread_named("counted-0"), Ordering::Relaxed);
+        for turn in 0..40 {
+            round(&mut guest, &buffers, false);
+            // Long enough to fall asleep, now and then.
+            std::thread::sleep(Duration::from_micros(turn % 4 * 100));
+        }
+        WATCHED.store(0, Ordering::Relaxed);
+        let (count, first) = (COUNT.load(Ordering::Relaxed), FIRST.load(Ordering::Relaxed));
+        assert_eq!(count, 0, "{name}: the first of {first} bytes");
+    }
+}
