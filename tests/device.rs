@@ -7,6 +7,8 @@
 //! ```
 #![allow(clippy::cast_possible_truncation)] // the numbers of these tests are small
 
+#[path = "device/balance.rs"]
+mod balance;
 #[path = "device/gate.rs"]
 mod gate;
 #[path = "device/hostile.rs"]

@@ -1,13 +1,13 @@
 //! A disk over its workers: the control side.
 //!
-//! Each worker has a lane for the disk; the disk's queues are spread over the workers, except when
-//! ranges must be watched for overlap across queues: while it is mirrored, and always when the
+//! Each worker has a lane for the disk; the disk's queues are spread over the workers, and moved
+//! when their load does (`rebalance.rs`), except when ranges must be watched for overlap across queues: while it is mirrored, and always when the
 //! device's block is larger than a sector, because a guest may then ask for part of a block. In
 //! both cases all queues go through one worker.
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -40,18 +40,33 @@ struct Place {
 
 struct Control {
     queues: Vec<Option<Place>>,
+    /// The worker of each queue, unless all go through one.
+    chosen: Vec<usize>,
     /// All queues go through this worker.
     exclusive: Option<usize>,
     mirrored: bool,
 }
 
+/// A running queue, or all of a disk that must be together, and what they asked of their worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// The queue; `None` for all.
+    pub queue: Option<usize>,
+    /// The worker it is on.
+    pub worker: usize,
+    /// See [`QueueLoad::units`].
+    pub units: u64,
+}
+
 /// One disk, served by some workers.
 pub struct Disk {
+    number: u64,
     workers: Vec<WorkerHandle>,
     /// The disk's lane on each worker.
     lanes: Vec<u32>,
-    /// The worker of queue 0.
-    home: usize,
+    /// The worker that all queues go through when they must be together. Changed under the lock of
+    /// `control`, and not while the disk is mirrored.
+    home: AtomicUsize,
     /// Apart from `control`: the copier reads while a stop waits for its lock.
     backend: RwLock<Backend>,
     control: Mutex<Control>,
@@ -89,14 +104,19 @@ impl Disk {
             counters.push(counted);
         }
         let home = home % workers.len().max(1);
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Disk {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             workers: workers.to_vec(),
             lanes,
-            home,
+            home: AtomicUsize::new(home),
             backend: RwLock::new(backend.clone()),
             control: Mutex::new(Control {
                 exclusive: needs_one_worker(backend).then_some(home),
                 queues: vec![None; queues],
+                chosen: (0..queues)
+                    .map(|index| (home + index) % workers.len().max(1))
+                    .collect(),
                 mirrored: false,
             }),
             acked: Arc::new(AtomicU64::new(0)),
@@ -108,6 +128,15 @@ impl Disk {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no other disk of this process has.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn home(&self) -> usize {
+        self.home.load(Ordering::Acquire)
     }
 
     /// What the disk is on.
@@ -144,7 +173,7 @@ impl Disk {
         queue: Box<dyn RequestQueue>,
     ) -> Result<(), LifecycleError> {
         let mut control = self.control();
-        let place = self.place(&control, index, queue)?;
+        let place = self.place(&control, index, queue, false)?;
         control.queues[index] = Some(place);
         Ok(())
     }
@@ -154,15 +183,15 @@ impl Disk {
         control: &Control,
         index: usize,
         queue: Box<dyn RequestQueue>,
+        moved: bool,
     ) -> Result<Place, LifecycleError> {
-        let worker = control
-            .exclusive
-            .unwrap_or((self.home + index) % self.workers.len());
+        let worker = control.exclusive.unwrap_or(control.chosen[index]);
         let lane = self.lanes[worker];
         let load = self.loads[index].clone();
         let added = ask(&self.workers[worker], |reply| Command::AddQueue {
             lane,
             queue,
+            moved,
             load,
             reply,
         })?;
@@ -303,7 +332,10 @@ impl Disk {
         }
         *self.backend.write().unwrap_or_else(PoisonError::into_inner) = backend.clone();
         if !control.mirrored {
-            self.spread(&mut control, needs_one_worker(backend).then_some(self.home))?;
+            self.spread(
+                &mut control,
+                needs_one_worker(backend).then_some(self.home()),
+            )?;
         }
         Ok(())
     }
@@ -316,12 +348,85 @@ impl Disk {
     ) -> Result<(), LifecycleError> {
         control.exclusive = exclusive;
         for index in 0..control.queues.len() {
-            let wanted = exclusive.unwrap_or((self.home + index) % self.workers.len());
+            let wanted = exclusive.unwrap_or(control.chosen[index]);
             if control.queues[index].is_some_and(|place| place.worker != wanted) {
                 let place = control.queues[index].take().expect("just seen");
                 let queue = self.displace(place)?;
-                control.queues[index] = Some(self.place(control, index, queue)?);
+                control.queues[index] = Some(self.place(control, index, queue, true)?);
             }
+        }
+        Ok(())
+    }
+
+    /// The running queues, and where they are. Nothing while control is at work on the disk, or while
+    /// it is mirrored and stays where it is.
+    pub fn placed(&self) -> Vec<Placed> {
+        let Ok(control) = self.control.try_lock() else {
+            return Vec::new();
+        };
+        if control.mirrored {
+            return Vec::new();
+        }
+        let running = control.queues.iter().enumerate();
+        let queues = running.filter_map(|(index, place)| {
+            Some(Placed {
+                queue: Some(index),
+                worker: (*place)?.worker,
+                units: self.loads[index].units(),
+            })
+        });
+        match control.exclusive {
+            None => queues.collect(),
+            Some(worker) => {
+                let units = queues.map(|placed| placed.units).sum();
+                vec![Placed {
+                    queue: None,
+                    worker,
+                    units,
+                }]
+            }
+        }
+    }
+
+    /// Moves a queue to a worker, where it stays, or all queues of a disk that must be together. It is
+    /// drained meanwhile, so its guest waits for what is in flight. False when that is not what can
+    /// be moved now.
+    pub fn move_to(&self, queue: Option<usize>, worker: usize) -> Result<bool, LifecycleError> {
+        let mut control = self.control();
+        let count = control.queues.len() as u64;
+        let full = self.workers[worker].totals().queues + count > QUEUES_PER_WORKER as u64;
+        if full || control.mirrored || control.exclusive.is_some() != queue.is_none() {
+            return Ok(false);
+        }
+        match queue {
+            None => {
+                control.exclusive = Some(worker);
+                self.home.store(worker, Ordering::Release);
+                self.carry_over(&mut control, |_| true)?;
+            }
+            Some(index) => {
+                control.chosen[index] = worker;
+                self.carry_over(&mut control, |at| at == index)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes the chosen queues from their workers, all of them before any goes to its new one: no
+    /// two workers serve parts of one disk that must be together.
+    fn carry_over(
+        &self,
+        control: &mut Control,
+        chosen: impl Fn(usize) -> bool,
+    ) -> Result<(), LifecycleError> {
+        let mut carried = Vec::new();
+        for index in (0..control.queues.len()).filter(|&index| chosen(index)) {
+            if let Some(place) = control.queues[index].take() {
+                carried.push((index, self.displace(place)?));
+            }
+        }
+        for (index, queue) in carried {
+            control.queues[index] = Some(self.place(control, index, queue, true)?);
         }
         Ok(())
     }
@@ -334,7 +439,7 @@ impl Disk {
                 "the disk is mirrored already".into(),
             ));
         }
-        let worker = self.home;
+        let worker = self.home();
         self.spread(&mut control, Some(worker))?;
         self.acked.store(0, Ordering::Release);
         let (lane, acked) = (self.lanes[worker], self.acked.clone());
@@ -357,8 +462,8 @@ impl Disk {
     pub fn detach_tap(&self) -> Result<(), LifecycleError> {
         // Before `control` is taken: whoever holds it may wait for a request that the mirror's lock
         // holds back.
-        let lane = self.lanes[self.home];
-        ask(&self.workers[self.home], |reply| Command::DetachTap {
+        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        ask(&self.workers[worker], |reply| Command::DetachTap {
             lane,
             reply,
         })?;
@@ -367,14 +472,14 @@ impl Disk {
             return Ok(());
         }
         control.mirrored = false;
-        let exclusive = needs_one_worker(&self.backend()).then_some(self.home);
+        let exclusive = needs_one_worker(&self.backend()).then_some(self.home());
         self.spread(&mut control, exclusive)
     }
 
     /// See [`crate::lifecycle::DiskLifecycle::lock_range`].
     pub fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
-        let lane = self.lanes[self.home];
-        ask(&self.workers[self.home], |reply| Command::LockRange {
+        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        ask(&self.workers[worker], |reply| Command::LockRange {
             lane,
             range,
             reply,
@@ -384,8 +489,8 @@ impl Disk {
 
     /// See [`crate::lifecycle::DiskLifecycle::unlock_range`].
     pub fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
-        let lane = self.lanes[self.home];
-        let mirrored = ask(&self.workers[self.home], |reply| Command::UnlockRange {
+        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        let mirrored = ask(&self.workers[worker], |reply| Command::UnlockRange {
             lane,
             mirrored_below,
             reply,
@@ -400,7 +505,7 @@ impl Disk {
     /// See [`crate::lifecycle::DiskLifecycle::acknowledge`].
     pub fn acknowledge(&self, seq: u64) {
         self.acked.fetch_max(seq, Ordering::AcqRel);
-        self.workers[self.home].wake();
+        self.workers[self.home()].wake();
     }
 
     /// See [`crate::lifecycle::DiskLifecycle::read_at`].

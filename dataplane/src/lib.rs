@@ -18,6 +18,7 @@
 //! - **queue** ([`queue::RequestQueue`]): where requests come from. The engine knows no vhost-user.
 //! - **slot** ([`slots`]): a request in hand; owns what the kernel may touch.
 //! - **lane**: one disk on one worker. **disk** ([`disk::Disk`]): its lanes and where its queues are.
+//! - **placement** ([`placement`], [`rebalance`]): which queue should be on which worker.
 //! - **backend** ([`backend`]): where the bytes go.
 //! - **tap**, **range lock**, **gate** ([`lifecycle`]): what a migration needs of a disk.
 //!
@@ -32,7 +33,9 @@ pub mod disk;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
+pub mod placement;
 pub mod queue;
+pub mod rebalance;
 pub mod request;
 mod ring;
 pub mod segments;

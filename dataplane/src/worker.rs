@@ -267,16 +267,11 @@ impl Core {
             .expect("a queue's lane stays until the queue has left")
     }
 
-    /// Takes a queue in; hands it back when there are as many as a worker may hold.
-    fn add_queue(
-        &mut self,
-        lane: u32,
-        queue: Box<dyn RequestQueue>,
-        load: Arc<QueueLoad>,
-    ) -> Result<u32, Box<dyn RequestQueue>> {
-        if self.queues.len() - self.free_queues.len() >= QUEUES_PER_WORKER {
-            return Err(queue);
-        }
+    fn has_room(&self) -> bool {
+        self.queues.len() - self.free_queues.len() < QUEUES_PER_WORKER
+    }
+
+    fn add_queue(&mut self, lane: u32, queue: Box<dyn RequestQueue>, load: Arc<QueueLoad>) -> u32 {
         let id = free_place(&mut self.queues, &mut self.free_queues);
         self.queues[id as usize] = Some(QueueEntry {
             queue,
@@ -301,7 +296,7 @@ impl Core {
         lane.queues.push(id);
         reserve(&mut lane.polled, lane.queues.len());
         self.watch(id);
-        Ok(id)
+        id
     }
 
     fn count_queues(&self) {

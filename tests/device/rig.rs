@@ -16,7 +16,7 @@ use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::backend::memory::MemoryDisk;
 use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::disk::{Disk, Service};
-use ferry_dataplane::worker::Worker;
+use ferry_dataplane::worker::{Worker, WorkerHandle};
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions, Tracking};
 use ferry_vhost::session::{self, Listening};
 
@@ -58,13 +58,16 @@ impl Host {
         self.dir.path()
     }
 
+    pub fn handles(&self) -> Vec<WorkerHandle> {
+        self.workers.iter().map(Worker::handle).collect()
+    }
+
     pub fn serve(&self, backend: &Backend, queues: u16) -> Served {
         self.serve_as("disk", backend, queues, Service::Open)
     }
 
     pub fn serve_as(&self, name: &str, backend: &Backend, queues: u16, how: Service) -> Served {
-        let handles: Vec<_> = self.workers.iter().map(Worker::handle).collect();
-        let disk = Disk::new(backend, &handles, 0, queues.into(), how).unwrap();
+        let disk = Disk::new(backend, &self.handles(), 0, queues.into(), how).unwrap();
         let options = BlkOptions {
             name: name.into(),
             num_queues: queues,

@@ -33,6 +33,9 @@ pub(crate) enum Command {
     AddQueue {
         lane: u32,
         queue: Box<dyn RequestQueue>,
+        /// It runs already, on another worker, and is taken whatever the number of queues here: it
+        /// could not stay where it was, and whoever moves it has looked before.
+        moved: bool,
         load: Arc<QueueLoad>,
         /// The queue comes back when the worker is full.
         reply: Sender<Result<u32, Box<dyn RequestQueue>>>,
@@ -146,10 +149,15 @@ impl Core {
             Command::AddQueue {
                 lane,
                 queue,
+                moved,
                 load,
                 reply,
             } => {
-                let _ = reply.send(self.add_queue(lane, queue, load));
+                let _ = reply.send(if moved || self.has_room() {
+                    Ok(self.add_queue(lane, queue, load))
+                } else {
+                    Err(queue)
+                });
             }
             Command::RemoveQueue { queue, reply } => self.remove_queue(queue, reply),
             Command::WithQueue { queue, task, reply } => {

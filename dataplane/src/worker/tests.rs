@@ -140,7 +140,7 @@ impl Bench {
                     len_bytes,
                 };
                 let id = self.core.add_queue(lane, Box::new(queue), Arc::default());
-                (id.ok().unwrap(), log, kick)
+                (id, log, kick)
             })
             .collect();
         Disk { lane, queues }
@@ -260,20 +260,34 @@ fn a_full_worker_hands_the_queue_back() {
         len_bytes: 512,
     };
     let core = &mut bench.core;
-    for _ in 1..QUEUES_PER_WORKER {
-        core.add_queue(disk.lane, Box::new(pretended()), Arc::default())
-            .ok()
-            .unwrap();
+    let mut add = |moved| {
+        let (reply, answer) = bounded(1);
+        core.carry_out(Command::AddQueue {
+            lane: disk.lane,
+            queue: Box::new(pretended()),
+            moved,
+            load: Arc::default(),
+            reply,
+        });
+        answer.recv().unwrap().ok()
+    };
+    for id in 1..QUEUES_PER_WORKER {
+        assert_eq!(add(false), u32::try_from(id).ok());
     }
-    let refused = core.add_queue(disk.lane, Box::new(pretended()), Arc::default());
-    assert!(refused.is_err());
-    // A place that becomes free is used again.
-    let (to, back) = bounded(1);
-    core.remove_queue(7, to);
-    core.let_go();
-    assert!(back.try_recv().is_ok());
-    let again = core.add_queue(disk.lane, Box::new(pretended()), Arc::default());
-    assert_eq!(again.ok(), Some(7));
+    assert_eq!(add(false), None);
+    // One that runs already cannot be left without a worker.
+    assert!(add(true).is_some());
+    // Places that become free are used again.
+    for id in [7, 8] {
+        let (to, back) = bounded(1);
+        bench.core.remove_queue(id, to);
+        bench.core.let_go();
+        assert!(back.try_recv().is_ok());
+    }
+    let again = bench
+        .core
+        .add_queue(disk.lane, Box::new(pretended()), Arc::default());
+    assert_eq!(again, 8);
 }
 
 #[test]
