@@ -1,5 +1,7 @@
 //! The command line.
 
+mod worker;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use crate::config::{DiskConfig, InflightMode, default_run_dir};
 use crate::control::Client;
 use crate::error::{Done, Failure};
 use crate::spec::{DiskSpec, parse_size};
+use crate::workers::Spin;
 use crate::{demo, output, serve};
 
 /// How often progress is asked for.
@@ -51,6 +54,9 @@ enum Command {
     /// The daemon's disks.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// The daemon's polling threads.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Move disks and machines to another host.
     #[command(subcommand)]
     Migrate(MigrateCommand),
@@ -75,6 +81,10 @@ pub struct ServeArguments {
     /// Polling threads.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
+    /// How long a queue without requests is polled before it goes back to kicks, in microseconds;
+    /// 0 to sleep at once, max to poll always.
+    #[arg(long, value_name = "US", default_value = "50")]
+    pub spin_us: Spin,
     /// Where requests in flight are written down, for a successor to finish them.
     #[arg(long, value_enum, default_value_t)]
     pub inflight: InflightMode,
@@ -115,6 +125,12 @@ enum DiskCommand {
         /// Its name.
         id: DiskId,
     },
+}
+
+#[derive(Subcommand)]
+enum WorkerCommand {
+    /// What each did with its time in the last half second, and since the start.
+    List,
 }
 
 #[derive(Subcommand)]
@@ -185,6 +201,7 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Daemon { config, until_eof } => serve::daemon(&config, until_eof),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Disk(command) => disk(command, &mut client()?),
+        Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),
         Command::Migrate(command) => migrate(command, &mut client()?),
     }
 }

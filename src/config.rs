@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
 use crate::spec::DiskSpec;
+use crate::workers::Spin;
 
 /// `/etc/ferry/ferry.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Config {
     /// Polling threads.
     #[serde(default = "default_workers")]
     pub workers: usize,
+    /// How long a queue without requests is polled, in microseconds, or "max".
+    #[serde(default)]
+    pub spin_us: Spin,
     /// Owner group of the devices' sockets; the group `kvm`, where it exists, unless set.
     pub group: Option<String>,
     /// Moving disks between hosts.

@@ -15,6 +15,7 @@ use crate::config::DiskConfig;
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
 use crate::migrate::MachineRequest;
+use crate::workers;
 
 /// Longest request taken, in bytes.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -122,6 +123,7 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             daemon.remove_disk(&disk.id)?;
             Ok(json!({ "removed": disk.id }))
         }
+        "worker.list" => Ok(workers::lines(&daemon.workers())),
         "migrate.disk" => {
             let request: MoveDisk = take(parameters)?;
             let handle = migrations.start(daemon, &request.id, &request.to)?;

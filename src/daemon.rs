@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use ferry_dataplane::rebalance::Rebalancer;
 use ferry_dataplane::worker::{Worker, WorkerHandle};
 use ferry_migration::destination::{DestinationHost, Server};
 use ferry_migration::ids::{DaemonId, DiskId};
@@ -22,6 +23,7 @@ use ferry_migration::lease::{self, Ownership};
 use crate::config::Config;
 use crate::error::{Done, Failure};
 use crate::migrate::Migrations;
+use crate::workers;
 use add::{Origin, Taken};
 use disks::Served;
 
@@ -51,15 +53,7 @@ impl Daemon {
             })?;
         }
         let id = lease::owner_id(&config.state_dir)?;
-        let workers = (0..config.workers)
-            .map(|n| Worker::start(&format!("ferry-worker-{n}")))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| {
-                Failure::Failed(format!(
-                    "cannot start a worker: {error}; Ferry needs io_uring (Linux 5.19 or newer, \
-                     not disabled by kernel.io_uring_disabled)"
-                ))
-            })?;
+        let workers = workers::start(config.workers, config.spin_us)?;
         Ok(Arc::new_cyclic(|own| Daemon {
             config,
             id,
@@ -79,6 +73,22 @@ impl Daemon {
 
     pub fn workers(&self) -> Vec<WorkerHandle> {
         self.workers.iter().map(Worker::handle).collect()
+    }
+
+    /// Moves queues between the workers as their loads change, until it is dropped.
+    pub fn balance(self: &Arc<Self>) -> Done<Rebalancer> {
+        let own = self.own.clone();
+        let disks = move || {
+            let Some(daemon) = own.upgrade() else {
+                return Vec::new();
+            };
+            let disks = daemon.disks();
+            disks
+                .values()
+                .map(|served| served.device.disk().clone())
+                .collect()
+        };
+        Ok(Rebalancer::start(self.workers(), disks)?)
     }
 
     fn next_home(&self) -> usize {

@@ -11,6 +11,7 @@ mod output;
 mod qmp;
 mod serve;
 mod spec;
+mod workers;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ferry_dataplane::disk::{Disk, Service};
+use ferry_dataplane::rebalance::Rebalancer;
 use ferry_dataplane::worker::Worker;
 use ferry_migration::lease::RecordStore;
 use ferry_migration::phase::Phase;
@@ -19,7 +20,7 @@ use crate::control;
 use crate::daemon::Daemon;
 use crate::daemon::place::Place;
 use crate::error::{Done, Failure};
-use crate::output;
+use crate::{output, workers};
 
 /// One disk, no configuration, no record: what QEMU's own storage daemon is used for.
 pub fn serve(arguments: &ServeArguments) -> Done {
@@ -35,9 +36,7 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     refuse_moved(place.as_ref())?;
     let backend = disk.open(arguments.read_only)?;
     refuse_moved(place.as_ref())?;
-    let workers = (0..arguments.workers)
-        .map(|n| Worker::start(&format!("ferry-worker-{n}")))
-        .collect::<Result<Vec<_>, _>>()?;
+    let workers = workers::start(arguments.workers.into(), arguments.spin_us)?;
     let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
     let queues = arguments.num_queues;
     let disk = Disk::new(&backend, &handles, 0, queues.into(), Service::Open)?;
@@ -53,11 +52,14 @@ pub fn serve(arguments: &ServeArguments) -> Done {
         serial: "ferry".into(),
         tracking: arguments.inflight.tracking(&default_run_dir(), &socket),
     };
-    let device = BlkDevice::new(Arc::new(disk), &options);
+    let disk = Arc::new(disk);
+    let device = BlkDevice::new(disk.clone(), &options);
+    let balance = Rebalancer::start(handles, move || vec![disk.clone()])?;
     let listening = session::listen(device, &arguments.socket_path, 0o660)?;
     announce(arguments, bytes);
     signals.forever().next();
     drop(listening);
+    drop(balance);
     drop(workers);
     Ok(())
 }
@@ -154,8 +156,10 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
             peers.address()
         );
     }
+    let balance = daemon.balance()?;
     signals.forever().next();
     tracing::info!("stopping");
+    drop(balance);
     drop(peers);
     daemon.stop();
     let _ = std::fs::remove_file(&control_socket);

@@ -27,10 +27,9 @@ static FIRST: AtomicUsize = AtomicUsize::new(0);
 fn note(layout: Layout) {
     let watched = WATCHED.load(Ordering::Relaxed);
     // SAFETY: no argument, no memory.
-    if watched != 0 && watched == unsafe { libc::gettid() } {
-        if COUNT.fetch_add(1, Ordering::Relaxed) == 0 {
-            FIRST.store(layout.size(), Ordering::Relaxed);
-        }
+    let is_watched = watched != 0 && watched == unsafe { libc::gettid() };
+    if is_watched && COUNT.fetch_add(1, Ordering::Relaxed) == 0 {
+        FIRST.store(layout.size(), Ordering::Relaxed);
     }
 }
 
@@ -75,10 +74,9 @@ fn round(guest: &mut Guest, whole: &[Segment], refuses: bool) {
     for queue in 0..guest.queues.len() {
         let driver = &mut guest.queues[queue];
         let mut at = queue as u64;
-        for n in 0..usize::from(DEPTH) {
+        for (n, &buffer) in whole.iter().enumerate() {
             at = (at * 25 + 1016) % (sectors - 64);
             let aligned = at / 8 * 8;
-            let buffer = whole[n];
             let odd = Segment {
                 addr: buffer.addr + 512,
                 len: 1024,

@@ -14,3 +14,5 @@ mod killed;
 mod moves;
 #[path = "daemon/rig.rs"]
 mod rig;
+#[path = "daemon/workers.rs"]
+mod workers;

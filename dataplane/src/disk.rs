@@ -5,6 +5,9 @@
 //! device's block is larger than a sector, because a guest may then ask for part of a block. In
 //! both cases all queues go through one worker.
 
+mod mirror;
+mod place;
+
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,13 +17,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::backend::Backend;
 use crate::buffer::AlignedBuf;
-use crate::lifecycle::{ActivationHook, Geometry, LifecycleError, WriteTap};
+use crate::lifecycle::{ActivationHook, Geometry, LifecycleError};
 use crate::limits::{QUEUES_PER_WORKER, SECTOR_BYTES};
 use crate::metrics::{Counters, QueueLoad, Totals};
 use crate::queue::RequestQueue;
 use crate::worker::WorkerHandle;
 use crate::worker::command::Command;
 use crate::worker::lane::{Gate, Lane};
+pub use place::Placed;
 
 /// What a disk does with requests from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,17 +49,6 @@ struct Control {
     /// All queues go through this worker.
     exclusive: Option<usize>,
     mirrored: bool,
-}
-
-/// A running queue, or all of a disk that must be together, and what they asked of their worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placed {
-    /// The queue; `None` for all.
-    pub queue: Option<usize>,
-    /// The worker it is on.
-    pub worker: usize,
-    /// See [`QueueLoad::units`].
-    pub units: u64,
 }
 
 /// One disk, served by some workers.
@@ -356,156 +349,6 @@ impl Disk {
             }
         }
         Ok(())
-    }
-
-    /// The running queues, and where they are. Nothing while control is at work on the disk, or while
-    /// it is mirrored and stays where it is.
-    pub fn placed(&self) -> Vec<Placed> {
-        let Ok(control) = self.control.try_lock() else {
-            return Vec::new();
-        };
-        if control.mirrored {
-            return Vec::new();
-        }
-        let running = control.queues.iter().enumerate();
-        let queues = running.filter_map(|(index, place)| {
-            Some(Placed {
-                queue: Some(index),
-                worker: (*place)?.worker,
-                units: self.loads[index].units(),
-            })
-        });
-        match control.exclusive {
-            None => queues.collect(),
-            Some(worker) => {
-                let units = queues.map(|placed| placed.units).sum();
-                vec![Placed {
-                    queue: None,
-                    worker,
-                    units,
-                }]
-            }
-        }
-    }
-
-    /// Moves a queue to a worker, where it stays, or all queues of a disk that must be together. It is
-    /// drained meanwhile, so its guest waits for what is in flight. False when that is not what can
-    /// be moved now.
-    pub fn move_to(&self, queue: Option<usize>, worker: usize) -> Result<bool, LifecycleError> {
-        let mut control = self.control();
-        let count = control.queues.len() as u64;
-        let full = self.workers[worker].totals().queues + count > QUEUES_PER_WORKER as u64;
-        if full || control.mirrored || control.exclusive.is_some() != queue.is_none() {
-            return Ok(false);
-        }
-        match queue {
-            None => {
-                control.exclusive = Some(worker);
-                self.home.store(worker, Ordering::Release);
-                self.carry_over(&mut control, |_| true)?;
-            }
-            Some(index) => {
-                control.chosen[index] = worker;
-                self.carry_over(&mut control, |at| at == index)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Takes the chosen queues from their workers, all of them before any goes to its new one: no
-    /// two workers serve parts of one disk that must be together.
-    fn carry_over(
-        &self,
-        control: &mut Control,
-        chosen: impl Fn(usize) -> bool,
-    ) -> Result<(), LifecycleError> {
-        let mut carried = Vec::new();
-        for index in (0..control.queues.len()).filter(|&index| chosen(index)) {
-            if let Some(place) = control.queues[index].take() {
-                carried.push((index, self.displace(place)?));
-            }
-        }
-        for (index, queue) in carried {
-            control.queues[index] = Some(self.place(control, index, queue, true)?);
-        }
-        Ok(())
-    }
-
-    /// See [`crate::lifecycle::DiskLifecycle::attach_tap`].
-    pub fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {
-        let mut control = self.control();
-        if control.mirrored {
-            return Err(LifecycleError::Refused(
-                "the disk is mirrored already".into(),
-            ));
-        }
-        let worker = self.home();
-        self.spread(&mut control, Some(worker))?;
-        self.acked.store(0, Ordering::Release);
-        let (lane, acked) = (self.lanes[worker], self.acked.clone());
-        let attached = ask(&self.workers[worker], |reply| Command::AttachTap {
-            lane,
-            tap,
-            acked,
-            reply,
-        })?;
-        if !attached {
-            return Err(LifecycleError::Refused(
-                "the disk is mirrored already".into(),
-            ));
-        }
-        control.mirrored = true;
-        Ok(())
-    }
-
-    /// See [`crate::lifecycle::DiskLifecycle::detach_tap`].
-    pub fn detach_tap(&self) -> Result<(), LifecycleError> {
-        // Before `control` is taken: whoever holds it may wait for a request that the mirror's lock
-        // holds back.
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
-        ask(&self.workers[worker], |reply| Command::DetachTap {
-            lane,
-            reply,
-        })?;
-        let mut control = self.control();
-        if !control.mirrored {
-            return Ok(());
-        }
-        control.mirrored = false;
-        let exclusive = needs_one_worker(&self.backend()).then_some(self.home());
-        self.spread(&mut control, exclusive)
-    }
-
-    /// See [`crate::lifecycle::DiskLifecycle::lock_range`].
-    pub fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
-        ask(&self.workers[worker], |reply| Command::LockRange {
-            lane,
-            range,
-            reply,
-        })
-        .map_err(|_| LifecycleError::Refused("the mirror is gone, or holds a lock".into()))
-    }
-
-    /// See [`crate::lifecycle::DiskLifecycle::unlock_range`].
-    pub fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
-        let mirrored = ask(&self.workers[worker], |reply| Command::UnlockRange {
-            lane,
-            mirrored_below,
-            reply,
-        })?;
-        if mirrored {
-            Ok(())
-        } else {
-            Err(LifecycleError::Refused("the mirror is gone".into()))
-        }
-    }
-
-    /// See [`crate::lifecycle::DiskLifecycle::acknowledge`].
-    pub fn acknowledge(&self, seq: u64) {
-        self.acked.fetch_max(seq, Ordering::AcqRel);
-        self.workers[self.home()].wake();
     }
 
     /// See [`crate::lifecycle::DiskLifecycle::read_at`].

@@ -30,6 +30,20 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
+/// Raises this process's limit of open files as far as it may go; returns that.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes one `rlimit`, which lives through it.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the call reads one `rlimit`, which lives through it.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(limit.rlim_max)
+}
+
 /// Deallocates or zeroes a range of a file or block device.
 pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
     let (Ok(start), Ok(len)) = (

@@ -165,6 +165,11 @@ impl Served {
     pub fn line(&self) -> Value {
         let geometry = self.device.disk().geometry();
         let totals = self.device.disk().totals();
+        let placed = self.device.disk().placed();
+        let workers: Vec<Value> = placed
+            .iter()
+            .map(|placed| json!({ "queue": placed.queue, "worker": placed.worker }))
+            .collect();
         let state = self.ownership.state();
         json!({
             "id": self.config.id,
@@ -176,6 +181,7 @@ impl Served {
             "read_only": self.config.read_only,
             "phase": state.phase.name(),
             "epoch": state.phase.epoch(),
+            "placed": workers,
             "attached": self.device.rings_running(),
             "reads": totals.reads,
             "writes": totals.writes,

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use ferry_bench::frontend::{Op, QueueOptions, VmmOptions};
+use ferry_bench::frontend::{GuestMemory, Op, QueueOptions, Status, VmmOptions};
 use ferry_dataplane::disk::Service;
 
-use crate::rig::{Guest, Host, MIB, PATIENCE, memory_disk, options, plain_features};
+use crate::rig::{
+    Answer, Guest, Host, MIB, PATIENCE, code, finish, memory_disk, options, plain_features, say,
+};
 
 /// Nanoseconds on a CPU of this process's threads of that name. Other tests run in the same process.
 fn cpu_ns(thread: &str) -> u64 {
@@ -46,6 +48,48 @@ fn ten_idle_disks_cost_nothing_and_wake_at_a_kick() {
         guest.write(1, 1, &[3; 512]);
     }
     assert!(began.elapsed() < Duration::from_secs(2), "asleep");
+}
+
+/// A ring that the guest's memory does not hold any more cannot be armed. It must not be polled for
+/// ever instead, and must be served again when its memory is back.
+#[test]
+fn a_ring_outside_memory_lets_its_worker_sleep() {
+    let host = Host::named("apart", 1);
+    let served = host.serve(&memory_disk(MIB), 1);
+    let mut guest = Guest::start(&served, 1);
+    guest.write(0, 0, &[1; 512]);
+    let away = GuestMemory::new(MIB).unwrap();
+    let show = |guest: &mut Guest, memory: &GuestMemory| {
+        let main = memory.region_infos()[0];
+        let mut table = 1u64.to_ne_bytes().to_vec();
+        for word in [
+            main.guest_phys_addr,
+            main.memory_size,
+            main.userspace_addr,
+            main.mmap_offset,
+        ] {
+            table.extend(word.to_ne_bytes());
+        }
+        let fds = [main.mmap_handle];
+        assert_eq!(
+            say(&mut guest.vmm, code::SET_MEM_TABLE, &table, &fds),
+            Answer::Done
+        );
+    };
+    show(&mut guest, &away);
+    std::thread::sleep(Duration::from_millis(50));
+    let (before, began) = (cpu_ns("apart-0"), Instant::now());
+    std::thread::sleep(Duration::from_millis(500));
+    let share = (cpu_ns("apart-0") - before) as f64 / began.elapsed().as_nanos() as f64;
+    assert!(share < 0.1, "{:.2} % of a core", share * 100.0);
+    // A request that waits in the ring meanwhile is served when the memory is back.
+    let buffer = guest.buffer(512);
+    guest.queues[0].submit(Op::Read, 0, &[buffer]).unwrap();
+    guest.queues[0].commit().unwrap();
+    let memory = guest.memory.clone();
+    show(&mut guest, &memory);
+    assert_eq!(finish(&mut guest.queues[0]).status, Status::Ok);
+    guest.write(0, 0, &[2; 512]);
 }
 
 /// A queue goes back to kicks by itself, while its worker is busy with another.

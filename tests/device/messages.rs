@@ -395,6 +395,27 @@ fn a_kick_or_call_that_blocks_stops_no_worker() {
     pair.assert_unharmed();
 }
 
+/// Who is told that a ring broke may be named while the ring runs.
+#[test]
+fn a_ring_that_breaks_tells_the_error_eventfd_set_while_it_runs() {
+    let host = Host::new(1);
+    let served = host.serve(&memory_disk(MIB), 1);
+    let mut guest = Guest::start(&served, 1);
+    guest.write(0, 0, &[1; 512]);
+    let spare = GuestDevice::new(&GuestMemory::new(MIB).unwrap(), 1, 16).unwrap();
+    let err = &spare.queues()[0].call;
+    let index = 0u64.to_ne_bytes();
+    let fds = [err.as_raw_fd()];
+    assert_eq!(
+        say(&mut guest.vmm, code::SET_VRING_ERR, &index, &fds),
+        Answer::Done
+    );
+    let ring = guest.device.ring(0).unwrap();
+    ring.publish(ring.avail_index().wrapping_add(1000));
+    guest.device.queues()[0].kick.write(1).unwrap();
+    eventually("the error is told", || err.read().is_ok());
+}
+
 /// Two front-ends at once: the second waits for the first to leave.
 #[test]
 fn a_second_front_end_waits() {

@@ -236,6 +236,11 @@ impl Vring {
         self.signal();
     }
 
+    /// Changes who is told when the ring breaks.
+    pub fn set_err(&mut self, err: Option<EventFd>) {
+        self.setup.err = err;
+    }
+
     /// Whether guest memory may be written: not while logging is on and the log is not there yet,
     /// and not while the ring is outside the guest's memory.
     pub fn may_write(&self) -> bool {

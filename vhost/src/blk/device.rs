@@ -339,9 +339,17 @@ impl BlkDevice {
     pub(super) fn set_err(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
+        let err = file.map(eventfd);
         if !state.rings[at].running {
-            state.rings[at].err = file.map(eventfd);
+            state.rings[at].err = err;
+            return Ok(());
         }
+        self.disk.with_queue(at, move |queue| {
+            let queue: &mut dyn std::any::Any = queue;
+            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
+                queue.ring_mut().set_err(err);
+            }
+        })?;
         Ok(())
     }
 
@@ -479,16 +487,25 @@ impl BlkDevice {
             return Ok(());
         };
         let tracker = self.tracker(state, at, identity)?;
-        let clone = |fd: &Option<EventFd>| fd.as_ref().and_then(|fd| fd.try_clone().ok());
+        // A ring without its kick or call would run, and its guest would wait for ever.
+        let clone = |fd: &Option<EventFd>| {
+            let copy = fd.as_ref().map(EventFd::try_clone).transpose();
+            copy.map_err(|error| {
+                invalid(format_args!(
+                    "queue {at} cannot start, its eventfds cannot be copied: {error}; raise the \
+                     limit of open files (LimitNOFILE, ulimit -n)"
+                ))
+            })
+        };
         let setup = RingSetup {
             size: ring.size,
             address,
             next_avail: ring.base,
             event_idx,
             indirect,
-            kick: clone(&ring.kick),
-            call: clone(&ring.call),
-            err: clone(&ring.err),
+            kick: clone(&ring.kick)?,
+            call: clone(&ring.call)?,
+            err: clone(&ring.err)?,
             map,
             log,
             tracker,
