@@ -21,6 +21,8 @@ mod log;
 mod messages;
 #[path = "device/mirror.rs"]
 mod mirror;
+#[path = "device/places.rs"]
+mod places;
 #[path = "device/requests.rs"]
 mod requests;
 #[path = "device/rig.rs"]
@@ -29,3 +31,5 @@ mod rig;
 mod stop;
 #[path = "device/subblock.rs"]
 mod subblock;
+#[path = "device/tmpfs.rs"]
+mod tmpfs;

@@ -5,21 +5,24 @@
 //!
 //! - Ranges and lengths were checked against [`Backend::geometry`] before; a backend may assume
 //!   them.
-//! - File requests go through the worker's ring and complete later; memory and null complete
-//!   inside the call.
+//! - Requests on a file or device go through the worker's ring and complete later. What is mapped,
+//!   memory and files on tmpfs, and null complete inside the call.
 //! - A failure is a status of that request alone.
 
 pub mod delay;
 pub mod file;
+pub mod mapped;
 pub mod memory;
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::Geometry;
 use file::Image;
+use mapped::Mapping;
 use memory::MemoryDisk;
 
 /// What holds a disk's bytes.
@@ -86,14 +89,29 @@ impl Backend {
         }
     }
 
+    /// The bytes, where they are mapped in this process.
+    pub(crate) fn mapping(&self) -> Option<&Mapping> {
+        match &self.store {
+            Store::Memory(memory) => Some(memory.mapping()),
+            Store::Image(image) => image.mapping(),
+            Store::Null { .. } | Store::Pending { .. } => None,
+        }
+    }
+
+    /// The description that the ring's requests are made on.
+    pub(crate) fn fd(&self) -> Option<RawFd> {
+        match &self.store {
+            Store::Memory(memory) => Some(memory.mapping().file().as_raw_fd()),
+            Store::Image(image) => Some(image.as_raw_fd()),
+            Store::Null { .. } | Store::Pending { .. } => None,
+        }
+    }
+
     /// Reads `buf[..len]` at `offset_bytes` on the calling thread.
     pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
         match &self.store {
             Store::Image(image) => image.read_at(offset_bytes, buf, len),
-            Store::Memory(memory) => {
-                memory.read(offset_bytes, &mut buf[..len]);
-                Ok(())
-            }
+            Store::Memory(memory) => memory.mapping().read(offset_bytes, &mut buf[..len]),
             Store::Null { .. } | Store::Pending { .. } => {
                 buf[..len].fill(0);
                 Ok(())
@@ -105,7 +123,7 @@ impl Backend {
     pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
         match &self.store {
             Store::Image(image) => image.next_data(offset_bytes),
-            Store::Memory(memory) => memory.next_data(offset_bytes),
+            Store::Memory(memory) => memory.mapping().next_data(offset_bytes),
             Store::Null { .. } | Store::Pending { .. } => Ok(None),
         }
     }

@@ -10,7 +10,7 @@ mod place;
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -23,6 +23,7 @@ use crate::metrics::{Counters, QueueLoad, Totals};
 use crate::queue::RequestQueue;
 use crate::worker::WorkerHandle;
 use crate::worker::command::Command;
+use crate::worker::flush::Flushes;
 use crate::worker::lane::{Gate, Lane};
 pub use place::Placed;
 
@@ -81,7 +82,7 @@ impl Disk {
         queues: usize,
         service: Service,
     ) -> Result<Disk, LifecycleError> {
-        let flush_failed = Arc::new(AtomicBool::new(false));
+        let flushes = Arc::<Flushes>::default();
         let mut lanes = Vec::new();
         let mut counters = Vec::new();
         for worker in workers {
@@ -91,7 +92,7 @@ impl Disk {
             } else {
                 Gate::Held
             };
-            let lane = Lane::new(backend.clone(), gate, counted.clone(), flush_failed.clone());
+            let lane = Lane::new(backend.clone(), gate, counted.clone(), flushes.clone());
             let lane = Box::new(lane);
             lanes.push(ask(worker, |reply| Command::AddLane { lane, reply })?);
             counters.push(counted);

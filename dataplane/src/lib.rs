@@ -24,12 +24,13 @@
 //!
 //! Control reaches a worker as bounded messages between two polls. Time is read in one place
 //! ([`clock`]) and passed on. Every bound has a name ([`limits`]). Unsafe code is in `ring`, `sys`,
-//! `buffer`, `segments` and `backend::memory` alone.
+//! `buffer`, `guard`, `segments` and `backend::mapped` alone.
 
 pub mod backend;
 pub mod buffer;
 pub mod clock;
 pub mod disk;
+pub mod guard;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;

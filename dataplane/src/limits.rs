@@ -19,6 +19,15 @@ pub const BOUNCE_BUFFERS: usize = 64;
 /// either side.
 pub const BLOCK_BYTES_MAX: usize = 4096;
 
+/// Bytes of a mapped disk that one lock covers while they are copied.
+pub const STRIPE_BYTES: u64 = 64 * 1024;
+
+/// Locks of a mapped disk, on a cache line each.
+pub const MAP_STRIPES: usize = 64;
+
+/// Bytes of a mapped disk that a worker zeroes itself; a kernel thread does more than that.
+pub const ZERO_INLINE_BYTES: u64 = 1 << 20;
+
 /// Entries of a worker's submission queue.
 pub const SUBMISSION_ENTRIES: u32 = 512;
 
@@ -67,3 +76,4 @@ pub const FLOOR_PAUSE_MAX: u32 = 65_536;
 
 const _: () = assert!(SLOTS_PER_WORKER + QUEUES_PER_WORKER + 16 <= COMPLETION_ENTRIES as usize);
 const _: () = assert!(BOUNCE_BYTES.is_multiple_of(BLOCK_BYTES_MAX));
+const _: () = assert!(STRIPE_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));

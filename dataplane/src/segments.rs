@@ -144,7 +144,7 @@ impl Segments {
     }
 
     /// Calls `visit` with each contiguous piece of request bytes `from..from + len`.
-    fn walk(&self, from: usize, len: usize, mut visit: impl FnMut(*mut u8, usize)) {
+    pub(crate) fn walk(&self, from: usize, len: usize, mut visit: impl FnMut(*mut u8, usize)) {
         let (mut skip, mut left) = (from, len);
         for segment in self.as_slice() {
             if left == 0 {

@@ -23,6 +23,8 @@ pub(crate) enum Stage {
     Flushing,
     /// A deallocation or zeroing is in the kernel.
     Zeroing,
+    /// What was given back is in the kernel to be taken again.
+    Keeping,
     /// Done locally; waits for the mirror's other side.
     Unacknowledged,
     /// Done; waits out the service time of a delay backend.
@@ -59,6 +61,8 @@ pub(crate) struct Slot {
     /// The current chunk rounded out to the device's block: where it starts, and how long it is.
     pub io_offset: u64,
     pub io_bytes: usize,
+    /// Bytes of the current part of the chunk that were transferred.
+    pub part_bytes: usize,
     /// The buffer of the current chunk, shared with the tap when the disk is mirrored.
     pub bounce: Option<Arc<AlignedBuf>>,
     /// The range changed by the request is entered among the started ones.
@@ -92,6 +96,7 @@ impl Slot {
             chunk_bytes: 0,
             io_offset: 0,
             io_bytes: 0,
+            part_bytes: 0,
             bounce: None,
             started: false,
             tap_seq: 0,
@@ -101,11 +106,15 @@ impl Slot {
         }
     }
 
+    /// The request's range on the disk.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.request.offset_bytes..self.request.offset_bytes + self.request.len_bytes
+    }
+
     /// The range the request changes, rounded out to blocks.
     pub fn changed_range(&self, block_bytes: u32) -> std::ops::Range<u64> {
         let block = u64::from(block_bytes);
-        let start = self.request.offset_bytes;
-        let end = start + self.request.len_bytes;
+        let std::ops::Range { start, end } = self.range();
         start / block * block..end.next_multiple_of(block)
     }
 }

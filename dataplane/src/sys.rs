@@ -1,5 +1,5 @@
 //! The system calls that the standard library has no safe form for. Each takes a live descriptor
-//! and memory of this stack frame, so each is safe to call.
+//! and memory of this stack frame, so each is safe to call; the one that does not says so.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -13,6 +13,9 @@ pub const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SI
 /// `fallocate` mode: keep the space, read as zeroes, keep the size.
 pub const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
+/// `fallocate` mode: take the space, keep the size.
+pub const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
+
 /// What direct I/O asks of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectIoAlign {
@@ -20,6 +23,16 @@ pub struct DirectIoAlign {
     pub memory_bytes: u32,
     /// Of offsets and lengths, in bytes.
     pub offset_bytes: u32,
+}
+
+impl DirectIoAlign {
+    /// Of I/O that asks for nothing: sectors alone are whole.
+    pub const fn none() -> DirectIoAlign {
+        DirectIoAlign {
+            memory_bytes: 1,
+            offset_bytes: 512,
+        }
+    }
 }
 
 fn check(result: i32) -> io::Result<i32> {
@@ -69,6 +82,48 @@ pub fn next_data(file: &File, offset_bytes: u64, end: u64) -> io::Result<Option<
     Ok((start < end).then(|| start..stop.min(end)))
 }
 
+/// Whether the file's bytes are memory of the kernel's: on tmpfs, or a memfd.
+pub fn is_tmpfs(file: &File) -> io::Result<bool> {
+    let mut about = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the call fills `about`, which is plain data and valid as zeroes besides.
+    let about = unsafe {
+        check(libc::fstatfs(file.as_raw_fd(), about.as_mut_ptr()))?;
+        about.assume_init()
+    };
+    Ok(about.f_type == libc::TMPFS_MAGIC)
+}
+
+/// Reads exactly `len` bytes at `offset_bytes` into memory that is not this process's alone.
+///
+/// # Safety
+///
+/// `to` must be mapped and writable for `len` bytes.
+pub(crate) unsafe fn read_raw_at(
+    file: &File,
+    offset_bytes: u64,
+    to: *mut u8,
+    len: usize,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let offset = i64::try_from(offset_bytes + done as u64)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: `done` is below `len`, and the rest is the caller's promise.
+        let got = unsafe { libc::pread(file.as_raw_fd(), to.add(done).cast(), len - done, offset) };
+        match usize::try_from(got) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => done += bytes,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// `lseek` with `whence`; the description's offset means nothing here, all I/O is positional.
 fn seek(file: &File, offset_bytes: u64, whence: i32) -> io::Result<u64> {
     let offset =
@@ -104,17 +159,8 @@ pub fn block_device_bytes(file: &File) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// What direct I/O on this file asks for; 512 for both where the file is open without it, and a
-/// page where the kernel cannot say.
+/// What direct I/O on this file asks for; a page where the kernel cannot say.
 pub fn direct_io_align(file: &File) -> io::Result<DirectIoAlign> {
-    // SAFETY: plain integers and an open descriptor.
-    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
-    if flags & libc::O_DIRECT == 0 {
-        return Ok(DirectIoAlign {
-            memory_bytes: 1,
-            offset_bytes: 512,
-        });
-    }
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; the call fills `stat`, which
     // is plain data and valid as zeroes besides.

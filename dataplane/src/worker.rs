@@ -19,6 +19,7 @@
 mod bounce;
 pub(crate) mod command;
 mod floor;
+pub(crate) mod flush;
 mod idle;
 mod io;
 pub(crate) mod lane;
@@ -102,6 +103,8 @@ pub(crate) struct Core {
     held: Vec<u32>,
     /// Lanes that want something done in every turn: those with [`Lane::tended`] set.
     tended: Vec<u32>,
+    /// Lanes whose flush waits for another worker's of the same disk.
+    flush_later: Vec<u32>,
     /// Scratch, kept to save allocations.
     taken: Vec<u32>,
     cqes: Vec<(Token, i32)>,
@@ -132,6 +135,7 @@ impl Core {
             leaving: Vec::new(),
             held: Vec::with_capacity(SLOTS_PER_WORKER),
             tended: Vec::new(),
+            flush_later: Vec::new(),
             taken: Vec::with_capacity(FETCH_BUDGET),
             cqes: Vec::with_capacity(COMPLETION_ENTRIES as usize),
             generation: 0,
@@ -159,6 +163,7 @@ impl Core {
         self.take_commands(commands);
         self.fetch();
         self.retry_waiting();
+        self.retry_flushes();
         self.ring.submit()?;
         self.reap();
         self.tend_lanes();

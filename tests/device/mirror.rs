@@ -1,7 +1,6 @@
 //! The mirror: a copier walks the disk while a guest uses it, and both sides end equal.
 
 use std::ops::Range;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -10,13 +9,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ferry_bench::frontend::{Op, QueueOptions, Segment, Status};
 use ferry_dataplane::backend::Backend;
+use ferry_dataplane::backend::file::Cache;
 use ferry_dataplane::buffer::AlignedBuf;
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError, TapEvent, WriteTap};
 use ferry_vhost::blk::device::BlkDevice;
 
+use crate::places::{Loop, Small};
 use crate::rig::{
-    Guest, Host, MIB, PATIENCE, Served, assert_clean, eventually, finish, image_at, is_root, load,
-    memory_disk, options, plan, poll_for, skip, slow,
+    Guest, Host, MIB, PATIENCE, Served, assert_clean, eventually, finish, image_at, load,
+    memory_disk, options, plan, poll_for, slow,
 };
 
 const EXTENT: u64 = 64 << 10;
@@ -208,12 +209,20 @@ fn a_slow_file_is_copied_under_load() {
     copied_under_load(&host, &slow(host.image("disk.raw", 4 * MIB), 3), 4, false);
 }
 
+#[test]
+fn a_file_on_tmpfs_is_copied_under_load() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let backend = image_at(&dir.path().join("disk.raw"), 8 * MIB);
+    copied_under_load(&Host::new(2), &backend, 6, true);
+}
+
 /// Blocks of a page, and a guest that writes single sectors.
 #[test]
 fn a_file_of_large_blocks_is_copied_under_load() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let backend = image_at(&dir.path().join("disk.raw"), 8 * MIB);
-    copied_under_load(&Host::new(2), &backend, 5, true);
+    let host = Host::new(2);
+    if let Some(device) = Loop::new("a_file_of_large_blocks", host.dir(), 8 * MIB) {
+        copied_under_load(&host, &device.open(Cache::None), 5, true);
+    }
 }
 
 #[test]
@@ -553,39 +562,13 @@ fn a_second_tap_is_refused_and_changes_nothing() {
     assert!(served.device.unlock_range(0).is_err());
 }
 
-/// A file system of its own that is soon full; unmounted on drop.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount(test: &str, size: &str) -> Option<Small> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = is_root()
-            && Command::new("mount")
-                .args(["-t", "tmpfs", "-o", size, "none"])
-                .arg(dir.path())
-                .status()
-                .is_ok_and(|status| status.success());
-        if !mounted {
-            skip(test, "cannot mount a small file system");
-            return None;
-        }
-        Some(Small(dir))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_write_that_fails_here_is_dirty_there() {
     let Some(small) = Small::mount("a_write_that_fails_here", "size=1m") else {
         return;
     };
     let host = Host::new(1);
-    let backend = image_at(&small.0.path().join("disk.raw"), 8 * MIB);
+    let backend = image_at(&small.path().join("disk.raw"), 8 * MIB);
     let block = u64::from(backend.geometry().block_bytes);
     let served = host.serve(&backend, 1);
     drop(backend);

@@ -9,7 +9,7 @@ use ferry_bench::frontend::{
     DESC_INDIRECT, Desc, GuestDevice, GuestMemory, Op, QueueOptions, Range, Segment, Status, Vmm,
     VmmOptions, feature,
 };
-use ferry_dataplane::backend::file::Image;
+use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::backend::{Backend, Store};
 
 use crate::rig::{
@@ -75,9 +75,20 @@ fn a_file_on_a_disk_does_every_request() {
 fn a_file_in_memory_does_every_request() {
     let host = Host::new(1);
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    // This file system takes direct I/O and does not say how it must be aligned: a page then.
-    let backend = image_at(&dir.path().join("disk.raw"), 16 * MIB);
-    every_request(&host, &backend, backend.geometry().block_bytes);
+    every_request(
+        &host,
+        &image_at(&dir.path().join("disk.raw"), 16 * MIB),
+        512,
+    );
+}
+
+#[test]
+fn a_file_in_the_page_cache_does_every_request() {
+    let host = Host::new(1);
+    drop(host.image("disk.raw", 16 * MIB));
+    let image = Image::open_with(&host.dir().join("disk.raw"), false, Cache::Writeback).unwrap();
+    let backend = Backend::new(Store::Image(Arc::new(image)), false);
+    every_request(&host, &backend, 512);
 }
 
 #[test]
@@ -108,14 +119,20 @@ fn blocks(path: &Path) -> u64 {
 
 #[test]
 fn discard_and_unmap_give_space_back_and_plain_zeroes_keep_it() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let host = Host::new(1);
-    let served = host.serve(&host.image("disk.raw", 16 * MIB), 1);
-    let path = host.dir().join("disk.raw");
+    space_is_given_back_and_kept(&host.dir().join("disk.raw"));
+    space_is_given_back_and_kept(&dir.path().join("disk.raw"));
+}
+
+fn space_is_given_back_and_kept(path: &Path) {
+    let host = Host::new(1);
+    let served = host.serve(&image_at(path, 16 * MIB), 1);
     let mut guest = Guest::start(&served, 1);
     guest.write(0, 0, &[7; 1 << 20]);
     guest.write(0, 2048, &[8; 1 << 20]);
     assert_eq!(guest.run(0, Op::Flush, 0, &[]), Status::Ok);
-    let full = blocks(&path);
+    let full = blocks(path);
     assert!(full >= 4096, "{full}");
     let half = Segment {
         addr: 0,
@@ -123,12 +140,12 @@ fn discard_and_unmap_give_space_back_and_plain_zeroes_keep_it() {
     };
     let keep = Op::WriteZeroes { unmap: false };
     assert_eq!(guest.run(0, keep, 2048, &[half]), Status::Ok);
-    assert_eq!(blocks(&path), full, "kept");
+    assert_eq!(blocks(path), full, "kept");
     assert_eq!(guest.run(0, Op::Discard, 0, &[half]), Status::Ok);
-    assert_eq!(blocks(&path), full - 1024, "discarded");
+    assert_eq!(blocks(path), full - 1024, "discarded");
     let unmap = Op::WriteZeroes { unmap: true };
     assert_eq!(guest.run(0, unmap, 1024, &[half]), Status::Ok);
-    assert_eq!(blocks(&path), full - 2048, "unmapped");
+    assert_eq!(blocks(path), full - 2048, "unmapped");
     assert!(guest.read(0, 0, 1 << 20).iter().all(|b| *b == 0));
     assert!(guest.read(0, 2048, 512 << 10).iter().all(|b| *b == 0));
     assert!(guest.read(0, 3072, 512 << 10).iter().all(|b| *b == 8));

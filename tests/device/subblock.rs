@@ -1,85 +1,20 @@
 //! A device whose block is larger than a sector.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_bench::frontend::{Op, QueueOptions, Segment, Status};
-use ferry_dataplane::backend::file::Image;
-use ferry_dataplane::backend::{Backend, Store};
+use ferry_dataplane::backend::Backend;
+use ferry_dataplane::backend::file::Cache;
 
-use crate::rig::{
-    Guest, Host, MIB, assert_clean, finish, image_at, is_root, load, options, plan, skip,
-};
-
-/// A loop device with blocks of 4096 bytes; detached on drop.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(test: &str, dir: &Path, bytes: u64) -> Option<Loop> {
-        if !is_root() {
-            skip(test, "needs root for a loop device");
-            return None;
-        }
-        let file = dir.join("loop.raw");
-        std::fs::File::create(&file)
-            .unwrap()
-            .set_len(bytes)
-            .unwrap();
-        let out = Command::new("losetup")
-            .args(["-b", "4096", "--direct-io=on", "--show", "-f"])
-            .arg(&file)
-            .output();
-        match out {
-            Ok(out) if out.status.success() => {
-                let path = String::from_utf8(out.stdout).unwrap();
-                Some(Loop(path.trim().into()))
-            }
-            other => {
-                skip(test, &format!("losetup failed: {other:?}"));
-                None
-            }
-        }
-    }
-
-    fn open(&self) -> Backend {
-        let image = Image::open(&self.0, false).unwrap();
-        Backend::new(Store::Image(Arc::new(image)), false)
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
-/// A file in memory: no root, and blocks of a page where the kernel takes direct I/O for it.
-fn page_blocks(test: &str, dir: &Path, bytes: u64) -> Option<Backend> {
-    let backend = image_at(&dir.join("disk.raw"), bytes);
-    if backend.geometry().block_bytes != 4096 {
-        skip(test, "no direct I/O in memory here");
-        return None;
-    }
-    Some(backend)
-}
+use crate::places::Loop;
+use crate::rig::{Guest, Host, MIB, assert_clean, finish, load, options, plan};
 
 #[test]
 fn writes_to_parts_of_one_block_never_lose_each_other() {
     let host = Host::new(2);
     let name = "writes_to_parts_of_one_block";
     if let Some(device) = Loop::new(name, host.dir(), 16 * MIB) {
-        parts_of_one_block(&host, device.open());
-    }
-}
-
-#[test]
-fn writes_to_parts_of_one_page_never_lose_each_other() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let name = "writes_to_parts_of_one_page";
-    if let Some(backend) = page_blocks(name, dir.path(), 16 * MIB) {
-        parts_of_one_block(&Host::new(2), backend);
+        parts_of_one_block(&host, device.open(Cache::None));
     }
 }
 
@@ -140,16 +75,7 @@ fn a_stamped_load_of_single_sectors_on_large_blocks() {
     let host = Host::new(2);
     let name = "a_stamped_load_of_single_sectors";
     if let Some(device) = Loop::new(name, host.dir(), 8 * MIB) {
-        stamped(&host, &device.open());
-    }
-}
-
-#[test]
-fn a_stamped_load_of_single_sectors_on_pages() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let name = "a_stamped_load_of_single_sectors_on_pages";
-    if let Some(backend) = page_blocks(name, dir.path(), 8 * MIB) {
-        stamped(&Host::new(2), &backend);
+        stamped(&host, &device.open(Cache::None));
     }
 }
 

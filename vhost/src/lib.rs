@@ -14,7 +14,6 @@
 //! framework: see `docs/adr/0001`.
 
 pub mod blk;
-mod guard;
 pub mod inflight;
 pub mod memory;
 pub mod session;

@@ -14,11 +14,10 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use ferry_dataplane::guard::Guarded;
 use ferry_dataplane::segments::{Segment, Segments};
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
-
-use crate::guard::Guarded;
 
 /// Regions of one memory table; as many as QEMU's slots.
 pub const REGIONS_MAX: usize = 509;

@@ -1,5 +1,6 @@
 //! An image: a regular file or a block device, opened once, locked on that very description, and
-//! read and written with O_DIRECT.
+//! read and written with O_DIRECT, through the page cache ([`Cache`]), or, on tmpfs, by copies to
+//! and from a mapping.
 //!
 //! The lock is an open-file-description lock over the whole file. It is taken on the description
 //! that does the I/O, because requests a killed process left in the kernel hold a reference to it:
@@ -16,13 +17,33 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::mapped::Mapping;
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::Geometry;
+use crate::segments::Segments;
 use crate::sys;
 
 /// How long opening waits for the lock of a process that has just died. Its last request was
 /// measured to keep it for up to 371 ms.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether the host's page cache stands between a disk and its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// It does not: direct I/O. A flush makes the device's own cache durable.
+    #[default]
+    None,
+    /// It does: nothing need be aligned, and what was not flushed is lost with the host.
+    Writeback,
+}
+
+/// How the bytes are reached.
+#[derive(Debug)]
+enum Access {
+    Direct,
+    Cached,
+    Mapped(Mapping),
+}
 
 /// Why an image cannot be used, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -91,20 +112,38 @@ pub struct Image {
     memory_align: u32,
     is_device: bool,
     read_only: bool,
+    access: Access,
 }
 
 impl Image {
-    /// Opens an existing image and takes its lock: exclusive, or shared when read-only.
+    /// Opens an existing image without the page cache, see [`Image::open_with`].
     pub fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
+        Image::open_with(path, read_only, Cache::None)
+    }
+
+    /// Opens an existing image and takes its lock: exclusive, or shared when read-only.
+    pub fn open_with(path: &Path, read_only: bool, cache: Cache) -> Result<Image, ImageError> {
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
-        let file = open_direct(&options, path)?;
-        Image::adopt(file, path, read_only)
+        let failed = |source| ImageError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let (file, direct) = match cache {
+            Cache::None => open_direct(&options, path)?,
+            Cache::Writeback => (options.open(path).map_err(failed)?, false),
+        };
+        Image::adopt(file, path, read_only, direct)
+    }
+
+    /// Creates an image without the page cache, see [`Image::create_with`].
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Image, ImageError> {
+        Image::create_with(path, size_bytes, Cache::None)
     }
 
     /// Creates an image of `size_bytes` that reads as zeroes. Fails if the path exists; what it made
     /// itself is removed again when a later step fails.
-    pub fn create(path: &Path, size_bytes: u64) -> Result<Image, ImageError> {
+    pub fn create_with(path: &Path, size_bytes: u64, cache: Cache) -> Result<Image, ImageError> {
         let failed = |source| ImageError::Open {
             path: path.to_owned(),
             source,
@@ -115,7 +154,7 @@ impl Image {
         let image = made
             .set_len(size_bytes)
             .map_err(failed)
-            .and_then(|()| Image::open(path, false));
+            .and_then(|()| Image::open_with(path, false, cache));
         // Whoever holds a lock on it, or put another file there, uses what is there.
         if let Err(error) = &image
             && !matches!(error, ImageError::Locked { .. })
@@ -126,7 +165,7 @@ impl Image {
         image
     }
 
-    fn adopt(file: File, path: &Path, read_only: bool) -> Result<Image, ImageError> {
+    fn adopt(file: File, path: &Path, read_only: bool, direct: bool) -> Result<Image, ImageError> {
         let failed = |source| ImageError::Open {
             path: path.to_owned(),
             source,
@@ -150,7 +189,13 @@ impl Image {
         } else {
             file.metadata().map_err(failed)?.len()
         };
-        let align = sys::direct_io_align(&file).map_err(failed)?;
+        let mapped = !is_device && sys::is_tmpfs(&file).unwrap_or(false);
+        // Neither a copy nor the page cache asks for any alignment.
+        let align = if direct && !mapped {
+            sys::direct_io_align(&file).map_err(failed)?
+        } else {
+            sys::DirectIoAlign::none()
+        };
         let block = align.offset_bytes.max(512);
         if size == 0 {
             return Err(ImageError::Empty {
@@ -164,6 +209,14 @@ impl Image {
                 block,
             });
         }
+        let access = if mapped {
+            let same = file.try_clone().map_err(failed)?;
+            Access::Mapped(Mapping::of_tmpfs(same, size, !read_only).map_err(failed)?)
+        } else if direct {
+            Access::Direct
+        } else {
+            Access::Cached
+        };
         Ok(Image {
             file,
             path: path.to_owned(),
@@ -174,6 +227,7 @@ impl Image {
             memory_align: align.memory_bytes,
             is_device,
             read_only,
+            access,
         })
     }
 
@@ -182,9 +236,20 @@ impl Image {
         self.geometry
     }
 
-    /// What direct I/O asks of memory addresses, in bytes.
-    pub fn memory_align(&self) -> u32 {
-        self.memory_align
+    /// The image's bytes, if it is on tmpfs: they are copied, and no request of it needs the ring.
+    pub fn mapping(&self) -> Option<&Mapping> {
+        match &self.access {
+            Access::Mapped(mapping) => Some(mapping),
+            Access::Direct | Access::Cached => None,
+        }
+    }
+
+    /// Whether the kernel can transfer these segments as they are.
+    pub fn takes(&self, segments: &Segments) -> bool {
+        match &self.access {
+            Access::Direct => segments.aligned(self.memory_align, self.geometry.block_bytes),
+            Access::Cached | Access::Mapped(_) => true,
+        }
     }
 
     /// Where it was opened.
@@ -204,16 +269,27 @@ impl Image {
 
     /// Reads `buf[..len]` at `offset_bytes`; both must suit the block.
     pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
-        self.file.read_exact_at(&mut buf[..len], offset_bytes)
+        match &self.access {
+            Access::Mapped(mapping) => mapping.read(offset_bytes, &mut buf[..len]),
+            Access::Direct | Access::Cached => {
+                self.file.read_exact_at(&mut buf[..len], offset_bytes)
+            }
+        }
     }
 
     /// Writes `buf[..len]` at `offset_bytes`; both must suit the block.
     pub fn write_at(&self, offset_bytes: u64, buf: &AlignedBuf, len: usize) -> io::Result<()> {
-        self.file.write_all_at(&buf[..len], offset_bytes)
+        match &self.access {
+            Access::Mapped(mapping) => mapping.write(offset_bytes, &buf[..len]),
+            Access::Direct | Access::Cached => self.file.write_all_at(&buf[..len], offset_bytes),
+        }
     }
 
     /// Makes the range read as zeroes, giving space back where the file system or device can.
     pub fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        if let Some(mapping) = self.mapping() {
+            return mapping.zero(range);
+        }
         let punched = sys::fallocate(&self.file, sys::PUNCH_HOLE, range.clone());
         match punched {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -238,6 +314,9 @@ impl Image {
 
     /// Makes every write so far durable.
     pub fn flush(&self) -> io::Result<()> {
+        if let Some(mapping) = self.mapping() {
+            mapping.flush()?;
+        }
         self.file.sync_data()
     }
 
@@ -251,12 +330,20 @@ impl Image {
         if self.is_device {
             return Ok(Some(offset_bytes..end));
         }
-        sys::next_data(&self.file, offset_bytes, end)
+        let data = sys::next_data(&self.file, offset_bytes, end)?;
+        // The hole behind a file's end is none: the bytes are gone.
+        if data.is_none() && self.file.metadata()?.len() < end {
+            return Err(io::Error::other(format!(
+                "{} was truncated while it was served",
+                self.path.display()
+            )));
+        }
+        Ok(data)
     }
 }
 
-/// Opens with O_DIRECT where the file system can, without it where it cannot.
-fn open_direct(options: &OpenOptions, path: &Path) -> Result<File, ImageError> {
+/// Opens with O_DIRECT where the file system can, without it where it cannot; says which.
+fn open_direct(options: &OpenOptions, path: &Path) -> Result<(File, bool), ImageError> {
     let failed = |source| ImageError::Open {
         path: path.to_owned(),
         source,
@@ -264,9 +351,9 @@ fn open_direct(options: &OpenOptions, path: &Path) -> Result<File, ImageError> {
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             tracing::warn!(path = %path.display(), "no O_DIRECT here: the page cache is used");
-            options.open(path).map_err(failed)
+            Ok((options.open(path).map_err(failed)?, false))
         }
-        other => other.map_err(failed),
+        other => Ok((other.map_err(failed)?, true)),
     }
 }
 

@@ -6,7 +6,6 @@
 //! may touch it until then.
 
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::Core;
@@ -178,42 +177,77 @@ impl Core {
         self.chunk_io(id, Chunk::Transfer);
     }
 
-    pub(super) fn chunk_io(&mut self, id: u32, chunk: Chunk) {
+    /// Begins a part of the chunk.
+    fn chunk_io(&mut self, id: u32, chunk: Chunk) {
+        let slot = self.slots.get_mut(id);
+        slot.stage = Stage::Bounce(chunk);
+        slot.part_bytes = 0;
+        let lane = of(&self.lanes, slot.lane);
+        let Some(mapping) = lane.backend.mapping() else {
+            return self.chunk_push(id, chunk);
+        };
+        let (at, len) = chunk_extent(slot, chunk, lane.block_bytes);
+        let offset = slot.io_offset + at as u64;
+        let reads = reads(slot, chunk);
+        let buffer = slot
+            .bounce
+            .as_mut()
+            .expect("a bounced request holds its buffer");
+        let copied = if reads {
+            let buffer = Arc::get_mut(buffer).expect("not shared while it is read");
+            mapping.read(offset, &mut buffer[at..at + len])
+        } else {
+            mapping.write(offset, &buffer[at..at + len])
+        };
+        match copied {
+            Ok(()) => self.chunk_done(id, chunk),
+            Err(_) => self.finish_inline(id, copied),
+        }
+    }
+
+    /// Gives what is left of a part to the kernel.
+    pub(super) fn chunk_push(&mut self, id: u32, chunk: Chunk) {
         let slot = self.slots.get_mut(id);
         let lane = of(&self.lanes, slot.lane);
-        let reads = slot.request.op == Op::Read || chunk != Chunk::Transfer;
-        let kind = if reads {
+        let kind = if reads(slot, chunk) {
             Transfer::Read
         } else {
             Transfer::Write
         };
-        slot.stage = Stage::Bounce(chunk);
         let (at, len) = chunk_extent(slot, chunk, lane.block_bytes);
+        let (at, len) = (at + slot.part_bytes, len - slot.part_bytes);
         let offset = slot.io_offset + at as u64;
-        match &lane.backend.store {
-            Store::Image(image) => {
-                let fd = image.as_raw_fd();
+        match (lane.backend.fd(), &lane.backend.store) {
+            (Some(fd), _) => {
                 let pushed = self
                     .ring
                     .transfer_bounce((id, slot), fd, kind, offset, (at, len));
                 self.check_pushed(id, pushed);
             }
-            Store::Memory(memory) => {
-                let buffer = slot
-                    .bounce
-                    .as_mut()
-                    .expect("a bounced request holds its buffer");
-                match kind {
-                    Transfer::Write => memory.write(offset, &buffer[at..at + len]),
-                    Transfer::Read => {
-                        let buffer = Arc::get_mut(buffer).expect("not shared while it is read");
-                        memory.read(offset, &mut buffer[at..at + len]);
-                    }
-                }
-                self.chunk_done(id, chunk);
-            }
-            Store::Null { .. } => self.chunk_done(id, chunk),
-            Store::Pending { .. } => self.finish(id, Status::IoError),
+            (None, Store::Null { .. }) => self.chunk_done(id, chunk),
+            (None, _) => self.finish(id, Status::IoError),
+        }
+    }
+
+    /// The kernel has transferred `result` bytes of a part, or failed.
+    pub(super) fn chunk_moved(&mut self, id: u32, chunk: Chunk, result: i32) {
+        let slot = self.slots.get_mut(id);
+        let block = of(&self.lanes, slot.lane).block_bytes;
+        let (_, len) = chunk_extent(slot, chunk, block);
+        let moved = usize::try_from(result).unwrap_or(0);
+        slot.part_bytes += moved;
+        if slot.part_bytes == len {
+            return self.chunk_done(id, chunk);
+        }
+        // Short: on from the last whole block.
+        let whole = slot.part_bytes / block as usize * block as usize;
+        let before = slot.part_bytes - moved;
+        slot.part_bytes = whole;
+        if whole > before {
+            self.chunk_push(id, chunk);
+        } else {
+            self.note_failure(id, result);
+            self.finish(id, Status::IoError);
         }
     }
 
@@ -277,8 +311,13 @@ fn fill(
     }
 }
 
+/// Whether this part of the chunk is read from the disk.
+fn reads(slot: &Slot, chunk: Chunk) -> bool {
+    slot.request.op == Op::Read || chunk != Chunk::Transfer
+}
+
 /// Where in the buffer a part of the chunk lies, and its length.
-pub(super) fn chunk_extent(slot: &Slot, chunk: Chunk, block_bytes: u32) -> (usize, usize) {
+fn chunk_extent(slot: &Slot, chunk: Chunk, block_bytes: u32) -> (usize, usize) {
     let block = block_bytes as usize;
     match chunk {
         Chunk::ReadHead => (0, block),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::command::Command;
+use super::flush::TURN_CHECK_NS;
 use super::lane::{Gate, of};
 use super::{Core, Mode};
 use crate::clock::now_ns;
@@ -111,8 +112,10 @@ impl Core {
     /// How long the worker may sleep. Only a tended lane needs it at a time.
     fn next_event(&self) -> Option<Duration> {
         let lanes = self.tended.iter().map(|&id| of(&self.lanes, id));
+        let turn = (!self.flush_later.is_empty()).then_some(self.now_ns + TURN_CHECK_NS);
         let due = lanes
             .filter_map(|lane| lane.next_event_ns(self.now_ns))
+            .chain(turn)
             .min()?;
         Some(Duration::from_nanos(due.saturating_sub(self.now_ns).max(1)))
     }

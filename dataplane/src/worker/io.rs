@@ -3,13 +3,10 @@
 //! A request whose memory and range suit direct I/O goes to the kernel as it is. Any other, and
 //! every mirrored change, goes through bounce buffers (`bounce.rs`).
 
-use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
-
 use super::Core;
-use super::bounce::chunk_extent;
 use super::lane::{of, of_mut};
 use crate::backend::Store;
+use crate::limits::ZERO_INLINE_BYTES;
 use crate::request::{Completion, Op, Status};
 use crate::ring::Transfer;
 use crate::slots::{Slot, Stage};
@@ -76,31 +73,26 @@ impl Core {
         }
         let mirrored = op.changes() && lane.mirrors(slot);
         match op {
-            Op::Read | Op::Write => match &lane.backend.store {
-                _ if mirrored => self.bounce(id),
-                Store::Memory(memory) => {
+            Op::Read | Op::Write if mirrored => self.bounce(id),
+            Op::Read | Op::Write => {
+                if let Some(mapping) = lane.backend.mapping() {
                     let (offset, segments) = (slot.request.offset_bytes, &slot.segments);
-                    if op == Op::Read {
-                        memory.read_segments(offset, segments);
+                    let copied = if op == Op::Read {
+                        mapping.read_segments(offset, segments)
                     } else {
-                        memory.write_segments(offset, segments);
-                    }
-                    self.finish(id, Status::Ok);
+                        mapping.write_segments(offset, segments)
+                    };
+                    return self.finish_inline(id, copied);
                 }
-                Store::Null { .. } => self.finish(id, Status::Ok),
-                Store::Pending { .. } => self.finish(id, Status::IoError),
-                Store::Image(image) => {
-                    let suits = !partial
-                        && slot
-                            .segments
-                            .aligned(image.memory_align(), lane.block_bytes);
-                    if suits {
+                match &lane.backend.store {
+                    Store::Image(image) if !partial && image.takes(&slot.segments) => {
                         self.direct(id);
-                    } else {
-                        self.bounce(id);
                     }
+                    Store::Image(_) => self.bounce(id),
+                    Store::Null { .. } => self.finish(id, Status::Ok),
+                    Store::Memory(_) | Store::Pending { .. } => self.finish(id, Status::IoError),
                 }
-            },
+            }
             Op::Discard | Op::WriteZeroes { .. } => {
                 // Part of a block is mirrored as the block that is written.
                 if mirrored && !partial && !self.tap_zero(id) {
@@ -112,55 +104,57 @@ impl Core {
         }
     }
 
-    fn start_flush(&mut self, id: u32) {
-        let lane_id = self.slots.get(id).lane;
-        let lane = of(&self.lanes, lane_id);
-        if lane.flush_failed.load(Ordering::Relaxed) {
-            return self.finish(id, Status::IoError);
-        }
-        let Store::Image(image) = &lane.backend.store else {
-            return self.finish(id, Status::Ok);
-        };
-        let fd = image.as_raw_fd();
-        let slot = self.slots.get_mut(id);
-        slot.stage = Stage::Flushing;
-        let pushed = self.ring.flush((id, slot), fd);
-        self.check_pushed(id, pushed);
-    }
-
     fn start_zero(&mut self, id: u32, partial: bool) {
         let slot = self.slots.get_mut(id);
         let lane = of(&self.lanes, slot.lane);
+        let range = slot.range();
+        let keep = slot.request.op == Op::WriteZeroes { unmap: false };
+        if let Some(mapping) = lane.backend.mapping() {
+            if slot.request.len_bytes <= ZERO_INLINE_BYTES {
+                let done = match &lane.backend.store {
+                    Store::Image(_) if keep => mapping.write_zeroes(range),
+                    _ => mapping.zero(range),
+                };
+                return self.finish_inline(id, done);
+            }
+            mapping.forget(&range);
+        }
+        // tmpfs cannot zero in place: what is to be kept is taken again afterwards.
+        let mode = if keep && lane.backend.mapping().is_none() {
+            sys::ZERO_RANGE
+        } else {
+            sys::PUNCH_HOLE
+        };
         match &lane.backend.store {
             Store::Null { .. } => self.finish(id, Status::Ok),
             Store::Pending { .. } => self.finish(id, Status::IoError),
-            Store::Memory(memory) => {
-                let start = slot.request.offset_bytes;
-                let done = memory.zero(start..start + slot.request.len_bytes);
-                self.finish(
-                    id,
-                    if done.is_ok() {
-                        Status::Ok
-                    } else {
-                        Status::IoError
-                    },
-                );
-            }
             // Part of a block cannot be given back: zeroes are written as any data would be.
             Store::Image(_) if partial => self.bounce(id),
-            Store::Image(image) => {
-                let keep = slot.request.op == Op::WriteZeroes { unmap: false };
-                let mode = if keep {
-                    sys::ZERO_RANGE
-                } else {
-                    sys::PUNCH_HOLE
-                };
-                let fd = image.as_raw_fd();
-                slot.stage = Stage::Zeroing;
-                let pushed = self.ring.allocate((id, slot), fd, mode);
-                self.check_pushed(id, pushed);
-            }
+            Store::Image(_) | Store::Memory(_) => self.allocate(id, Stage::Zeroing, mode),
         }
+    }
+
+    fn allocate(&mut self, id: u32, stage: Stage, mode: i32) {
+        let slot = self.slots.get_mut(id);
+        let Some(fd) = of(&self.lanes, slot.lane).backend.fd() else {
+            return self.finish(id, Status::IoError);
+        };
+        slot.stage = stage;
+        let pushed = self.ring.allocate((id, slot), fd, mode);
+        self.check_pushed(id, pushed);
+    }
+
+    /// What was done inside the call.
+    pub(super) fn finish_inline(&mut self, id: u32, done: std::io::Result<()>) {
+        if let Err(error) = &done {
+            self.note_error(id, error);
+        }
+        let status = if done.is_ok() {
+            Status::Ok
+        } else {
+            Status::IoError
+        };
+        self.finish(id, status);
     }
 
     fn direct(&mut self, id: u32) {
@@ -171,14 +165,12 @@ impl Core {
             Transfer::Write
         };
         let lane = of(&self.lanes, slot.lane);
-        let Store::Image(image) = &lane.backend.store else {
+        let Some(fd) = lane.backend.fd() else {
             unreachable!("only an image is read and written directly")
         };
         let offset = slot.request.offset_bytes;
         slot.stage = Stage::Direct;
-        let pushed = self
-            .ring
-            .transfer_segments((id, slot), image.as_raw_fd(), kind, offset);
+        let pushed = self.ring.transfer_segments((id, slot), fd, kind, offset);
         self.check_pushed(id, pushed);
     }
 
@@ -191,29 +183,14 @@ impl Core {
         match stage {
             Stage::Direct if again => self.direct(id),
             Stage::Direct => self.direct_done(id, result),
-            Stage::Bounce(chunk) if again => self.chunk_io(id, chunk),
-            Stage::Bounce(chunk) => {
-                let lane = of(&self.lanes, slot.lane);
-                let (_, len) = chunk_extent(slot, chunk, lane.block_bytes);
-                if usize::try_from(result) == Ok(len) {
-                    self.chunk_done(id, chunk);
-                } else {
-                    self.note_failure(id, result);
-                    self.finish(id, Status::IoError);
-                }
-            }
-            Stage::Flushing if again => self.start_flush(id),
-            Stage::Flushing if result < 0 => {
-                self.note_failure(id, result);
-                let lane = self.slots.get(id).lane;
-                self.lane(lane).flush_failed.store(true, Ordering::Relaxed);
-                self.finish(id, Status::IoError);
-            }
-            // The kernel reports a lost write to one of several flushes alone.
-            Stage::Flushing if self.flush_has_failed(id) => self.finish(id, Status::IoError),
-            Stage::Flushing => self.finish(id, Status::Ok),
+            Stage::Bounce(chunk) if again => self.chunk_push(id, chunk),
+            Stage::Bounce(chunk) => self.chunk_moved(id, chunk, result),
+            Stage::Flushing if again => self.push_flush(id),
+            Stage::Flushing => self.flushed(id, result),
             Stage::Zeroing if again => self.start_zero(id, false),
             Stage::Zeroing => self.zero_done(id, result),
+            Stage::Keeping if again => self.allocate(id, Stage::Keeping, sys::KEEP_SIZE),
+            Stage::Keeping => self.keep_done(id, result),
             other => {
                 debug_assert!(false, "a CQE for a slot in stage {other:?}");
                 tracing::error!(
@@ -246,7 +223,14 @@ impl Core {
     fn zero_done(&mut self, id: u32, result: i32) {
         let slot = self.slots.get(id);
         let mirrored = slot.tap_seq > 0;
+        let mapping = of(&self.lanes, slot.lane).backend.mapping();
+        if let Some(mapping) = mapping {
+            // A write may have come between.
+            mapping.forget(&slot.range());
+        }
+        let keep = slot.request.op == Op::WriteZeroes { unmap: false };
         match -result {
+            0 if keep && mapping.is_some() => self.allocate(id, Stage::Keeping, sys::KEEP_SIZE),
             // Deallocation has no flag that makes it durable.
             0 if slot.request.through => self.start_flush(id),
             0 => self.finish(id, Status::Ok),
@@ -265,16 +249,30 @@ impl Core {
         }
     }
 
-    fn flush_has_failed(&self, id: u32) -> bool {
-        let lane = self.lanes[self.slots.get(id).lane as usize].as_ref();
-        lane.is_some_and(|lane| lane.flush_failed.load(Ordering::Relaxed))
+    fn keep_done(&mut self, id: u32, result: i32) {
+        if result < 0 {
+            self.note_failure(id, result);
+        }
+        let status = if result < 0 {
+            Status::IoError
+        } else {
+            Status::Ok
+        };
+        self.finish(id, status);
     }
 
-    fn note_failure(&self, id: u32, result: i32) {
+    pub(super) fn note_failure(&self, id: u32, result: i32) {
+        let error = match result {
+            0.. => std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+            _ => std::io::Error::from_raw_os_error(-result),
+        };
+        self.note_error(id, &error);
+    }
+
+    fn note_error(&self, id: u32, error: &std::io::Error) {
         let request = &self.slots.get(id).request;
-        let error = std::io::Error::from_raw_os_error(-result.min(0));
         tracing::warn!(
-            op = ?request.op, offset = request.offset_bytes, len = request.len_bytes, result, %error,
+            op = ?request.op, offset = request.offset_bytes, len = request.len_bytes, %error,
             "a request failed"
         );
     }

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 
+use super::flush::{FlushQueue, Flushes};
 use crate::backend::Backend;
 use crate::backend::delay::DelayLine;
 use crate::lifecycle::WriteTap;
@@ -96,9 +97,9 @@ pub(crate) struct Lane {
     pub delays: DelayLine,
     pub drains: Vec<Sender<()>>,
     pub counters: Arc<Counters>,
-    /// A flush of the disk failed, on whichever worker: no later one may succeed, as the data it
-    /// covered is gone.
-    pub flush_failed: Arc<AtomicBool>,
+    /// The turn to flush, shared with the disk's other lanes.
+    pub flushes: Arc<Flushes>,
+    pub flush: FlushQueue,
 }
 
 impl Lane {
@@ -106,7 +107,7 @@ impl Lane {
         backend: Backend,
         gate: Gate,
         counters: Arc<Counters>,
-        flush_failed: Arc<AtomicBool>,
+        flushes: Arc<Flushes>,
     ) -> Lane {
         let block_bytes = backend.geometry().block_bytes;
         let mut lane = Lane {
@@ -129,7 +130,8 @@ impl Lane {
             delays: DelayLine::default(),
             drains: Vec::new(),
             counters,
-            flush_failed,
+            flushes,
+            flush: FlushQueue::default(),
         };
         lane.reserve();
         lane
@@ -139,7 +141,7 @@ impl Lane {
         self.block_bytes = backend.geometry().block_bytes;
         self.backend = backend;
         self.reserve();
-        self.flush_failed.store(false, Ordering::Relaxed); // that was the other store's
+        self.flushes.forgive();
     }
 
     /// Takes the memory that requests may come to need, so that none is allocated for them.

@@ -1,14 +1,15 @@
-//! Survives a front-end that truncates the file behind its own memory.
+//! Survives a file that loses pages under its mapping: a front-end that truncates its own memory,
+//! or an image on tmpfs that somebody truncates.
 //!
 //! Touching a page that is no longer in the file raises SIGBUS. The handler here looks the address
-//! up among the regions that were mapped for front-ends; if it is in one, it puts zeroed memory in
-//! place of that page and returns, so that only that front-end's device sees nonsense. Any other
-//! SIGBUS ends the process as it would have without this.
+//! up among the watched regions; if it is in one, it notes that, puts zeroed memory in place of the
+//! page and returns, so that only the disk or the device behind that region sees nonsense. Any
+//! other SIGBUS ends the process as it would have without this.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Regions watched at a time, over all devices.
 const PLACES: usize = 8192;
@@ -17,12 +18,15 @@ struct Place {
     start: AtomicUsize,
     /// 0 while the place is free.
     len: AtomicUsize,
+    /// A page of it was replaced.
+    hit: AtomicBool,
 }
 
 static REGIONS: [Place; PLACES] = [const {
     Place {
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
+        hit: AtomicBool::new(false),
     }
 }; PLACES];
 
@@ -31,7 +35,7 @@ const CLAIMED: usize = usize::MAX;
 
 /// A mapped region that the handler knows.
 #[derive(Debug)]
-pub(crate) struct Guarded(usize);
+pub struct Guarded(usize);
 
 impl Guarded {
     /// Registers a mapping, which must outlive the guard; `None` when the table is full.
@@ -45,9 +49,16 @@ impl Guarded {
                 .is_ok()
         };
         let at = REGIONS.iter().position(free)?;
+        REGIONS[at].hit.store(false, Ordering::Relaxed);
         REGIONS[at].len.store(len, Ordering::Release);
         REGIONS[at].start.store(start.addr(), Ordering::Release);
         Some(Guarded(at))
+    }
+
+    /// Whether a page of the region was lost and replaced, so that its bytes are nonsense. Asked
+    /// after an access by the thread that made it: the handler runs on that very thread.
+    pub fn was_hit(&self) -> bool {
+        REGIONS[self.0].hit.load(Ordering::Acquire)
     }
 }
 
@@ -68,7 +79,7 @@ fn install() {
         libc::sigemptyset(&mut action.sa_mask);
         if libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0 {
             tracing::warn!(
-                "no SIGBUS handler: a front-end that truncates its memory ends the daemon"
+                "no SIGBUS handler: whoever truncates a guest's memory, or an image on tmpfs, ends the daemon"
             );
         }
     }
@@ -85,10 +96,13 @@ extern "C" fn on_sigbus(
     let rescued = REGIONS.iter().any(|place| {
         let len = place.len.load(Ordering::Acquire);
         let start = place.start.load(Ordering::Acquire);
-        address.checked_sub(start).is_some_and(|at| at < len)
-            && PAGE_BYTES
-                .iter()
-                .any(|&page| replace(address, page, start..start + len))
+        if address.checked_sub(start).is_none_or(|at| at >= len) {
+            return false;
+        }
+        place.hit.store(true, Ordering::Release);
+        PAGE_BYTES
+            .iter()
+            .any(|&page| replace(address, page, start..start + len))
     });
     if rescued {
         return;
