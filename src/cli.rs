@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::config::{DiskConfig, InflightMode, default_run_dir};
 use crate::control::Client;
 use crate::error::{Done, Failure};
-use crate::spec::{DiskSpec, parse_size};
+use crate::spec::{DiskSpec, Usage, parse_size};
 use crate::workers::Spin;
 use crate::{demo, output, serve};
 
@@ -75,9 +75,8 @@ pub struct ServeArguments {
     /// Virtqueues offered.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub num_queues: u16,
-    /// Refuse writes.
-    #[arg(long)]
-    pub read_only: bool,
+    #[command(flatten)]
+    pub usage: Usage,
     /// Polling threads.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
@@ -105,9 +104,8 @@ enum DiskCommand {
         /// Virtqueues offered.
         #[arg(long, default_value_t = 1)]
         num_queues: u16,
-        /// Refuse writes.
-        #[arg(long)]
-        read_only: bool,
+        #[command(flatten)]
+        usage: Usage,
         /// The disk is elsewhere and will be moved here, to this path.
         #[arg(long, requires = "size")]
         incoming: bool,
@@ -213,7 +211,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
             path,
             socket_path,
             num_queues,
-            read_only,
+            usage,
             incoming,
             size,
             inflight,
@@ -225,7 +223,8 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 path,
                 socket_path: socket_path.transpose()?,
                 num_queues,
-                read_only,
+                read_only: usage.read_only,
+                cache: usage.cache,
                 incoming,
                 size,
                 inflight,

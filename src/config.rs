@@ -8,7 +8,7 @@ use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
-use crate::spec::DiskSpec;
+use crate::spec::{CacheMode, DiskSpec, Usage};
 use crate::workers::Spin;
 
 /// `/etc/ferry/ferry.toml`.
@@ -82,6 +82,9 @@ pub struct DiskConfig {
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether the host's page cache stands before its image.
+    #[serde(default)]
+    pub cache: CacheMode,
     /// The disk is elsewhere, and will arrive.
     #[serde(default)]
     pub incoming: bool,
@@ -185,6 +188,14 @@ impl Config {
 }
 
 impl DiskConfig {
+    /// How the disk is used.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            read_only: self.read_only,
+            cache: self.cache,
+        }
+    }
+
     /// Checks what types cannot say.
     pub fn check(&self) -> Done {
         let wrong = |what: &str| Err(Failure::Usage(format!("disk {}: {what}", self.id)));

@@ -34,7 +34,7 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     // Once for a good error, and once when the image's lock is held and the record stands still:
     // whoever held it before may have moved the disk away.
     refuse_moved(place.as_ref())?;
-    let backend = disk.open(arguments.read_only)?;
+    let backend = disk.open(arguments.usage)?;
     refuse_moved(place.as_ref())?;
     let workers = workers::start(arguments.workers.into(), arguments.spin_us)?;
     let handles: Vec<_> = workers.iter().map(Worker::handle).collect();

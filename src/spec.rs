@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ferry_dataplane::backend::file::Image;
+use clap::{Args, ValueEnum};
+use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::backend::memory::MemoryDisk;
 use ferry_dataplane::backend::{Backend, Store};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,37 @@ pub enum DiskKind {
     Memory(u64),
     /// Nothing, of so many bytes.
     Null(u64),
+}
+
+/// How a disk is used.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Usage {
+    /// Refuse writes.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Whether the host's page cache stands before an image: none is direct I/O.
+    #[arg(long, value_enum, default_value_t)]
+    pub cache: CacheMode,
+}
+
+/// See [`Cache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// Direct I/O.
+    #[default]
+    None,
+    /// The page cache; what the guest has not flushed is lost with the host.
+    Writeback,
+}
+
+impl From<CacheMode> for Cache {
+    fn from(mode: CacheMode) -> Cache {
+        match mode {
+            CacheMode::None => Cache::None,
+            CacheMode::Writeback => Cache::Writeback,
+        }
+    }
 }
 
 impl FromStr for DiskSpec {
@@ -100,9 +132,12 @@ impl DiskSpec {
     }
 
     /// Opens what it names.
-    pub fn open(&self, read_only: bool) -> Done<Backend> {
+    pub fn open(&self, usage: Usage) -> Done<Backend> {
         let store = match &self.kind {
-            DiskKind::Path(path) => Store::Image(Arc::new(Image::open(path, read_only)?)),
+            DiskKind::Path(path) => {
+                let cache = usage.cache.into();
+                Store::Image(Arc::new(Image::open_with(path, usage.read_only, cache)?))
+            }
             DiskKind::Memory(bytes) => {
                 Store::Memory(Arc::new(MemoryDisk::new(*bytes).map_err(|error| {
                     Failure::Failed(format!("cannot take {bytes} bytes of memory: {error}"))
@@ -112,14 +147,14 @@ impl DiskSpec {
                 capacity_bytes: *bytes,
             },
         };
-        Ok(self.backend(store, read_only))
+        Ok(self.backend(store, usage))
     }
 
     /// A store used as this spec says.
-    pub fn backend(&self, store: Store, read_only: bool) -> Backend {
+    pub fn backend(&self, store: Store, usage: Usage) -> Backend {
         Backend {
             delay_ns: self.delay_ns,
-            ..Backend::new(store, read_only)
+            ..Backend::new(store, usage.read_only)
         }
     }
 }

@@ -290,7 +290,7 @@ impl Daemon {
                     capacity_bytes,
                     block_bytes: 512,
                 };
-                Ok((config.path.backend(store, config.read_only), Service::Held))
+                Ok((config.path.backend(store, config.usage()), Service::Held))
             }
             Restart::Serve if config.incoming && !origin.is_start() => refused(format!(
                 "disk {id} is here already, at epoch {epoch}; add it without --incoming"
@@ -299,10 +299,10 @@ impl Daemon {
                 if config.incoming {
                     tracing::info!(disk = %id, epoch, "the disk has arrived before, and is served");
                 }
-                Ok((config.path.open(config.read_only)?, Service::Open))
+                Ok((config.path.open(config.usage())?, Service::Open))
             }
             Restart::AwaitActivation { .. } | Restart::Resolve => {
-                Ok((config.path.open(config.read_only)?, Service::Held))
+                Ok((config.path.open(config.usage())?, Service::Held))
             }
             Restart::Elsewhere { address } => refused(format!(
                 "disk {id} was moved to {} (epoch {epoch}) and is served there; use it there, or \

@@ -118,7 +118,7 @@ impl Served {
                 capacity_bytes: geometry.capacity_bytes,
                 block_bytes: geometry.block_bytes,
             },
-            self.config.read_only,
+            self.config.usage(),
         )
     }
 
@@ -179,6 +179,7 @@ impl Served {
             "block_bytes": geometry.block_bytes,
             "num_queues": self.config.num_queues,
             "read_only": self.config.read_only,
+            "cache": self.config.cache,
             "phase": state.phase.name(),
             "epoch": state.phase.epoch(),
             "placed": workers,
@@ -257,6 +258,8 @@ mod tests {
     use ferry_vhost::blk::device::BlkOptions;
     use uuid::Uuid;
 
+    use crate::spec::CacheMode;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -281,13 +284,14 @@ mod tests {
             socket_path: None,
             num_queues: 1,
             read_only: false,
+            cache: CacheMode::None,
             incoming: false,
             size: None,
             inflight: Default::default(),
         };
         let backend = config.path.backend(
             Store::Image(Image::create(path, MIB).unwrap().into()),
-            false,
+            config.usage(),
         );
         let disk = Disk::new(&backend, &[worker.handle()], 0, 1, Service::Held).unwrap();
         let options = BlkOptions {
@@ -352,7 +356,7 @@ mod tests {
         let uuid = served.ownership.disk_uuid();
         let ownership = &served.ownership;
         ownership.accept(migration, epoch, uuid, peer).unwrap();
-        let backend = served.config.path.backend(Store::Image(image), false);
+        let backend = served.config.path.backend(Store::Image(image), served.config.usage());
         served.device.disk().set_backend(&backend).unwrap();
         ownership.grant(migration, epoch, Vec::new()).unwrap();
         ownership

@@ -20,6 +20,7 @@ use super::disks::{Arrival, Served, SetAside};
 use super::place::follow;
 use crate::config::{DiskConfig, InflightMode};
 use crate::qmp;
+use crate::spec::CacheMode;
 
 impl Daemon {
     /// The device that a disk is to arrive at; made now if disks may come unannounced.
@@ -42,6 +43,7 @@ impl Daemon {
             socket_path: None,
             num_queues: hello.shape.num_queues,
             read_only: false,
+            cache: CacheMode::None,
             incoming: true,
             size: Some(hello.shape.capacity_bytes),
             inflight: InflightMode::default(),
@@ -94,9 +96,9 @@ impl Daemon {
             return Err(format!("another copy of disk {id} is arriving there"));
         }
         let moved = make_room(served, &arrival, &path)?;
-        let image = Arc::new(
-            Image::create(&path, hello.shape.capacity_bytes).map_err(|error| error.to_string())?,
-        );
+        let (bytes, cache) = (hello.shape.capacity_bytes, served.config.cache.into());
+        let image = Image::create_with(&path, bytes, cache).map_err(|error| error.to_string())?;
+        let image = Arc::new(image);
         *arrival = Some(Arrival {
             claim: hello.claim.clone(),
             image: image.clone(),
@@ -194,7 +196,7 @@ impl DestinationHost for Daemon {
             _ => return Err(format!("{claim}: no such copy arrived")),
         };
         let pending = served.pending();
-        let backend = served.config.path.backend(Store::Image(image), false);
+        let backend = served.config.path.backend(Store::Image(image), served.config.usage());
         served
             .device
             .disk()
