@@ -55,6 +55,9 @@ pub struct Backend {
     pub delay_ns: u64,
     /// Writes are refused.
     pub read_only: bool,
+    /// Guest memory is registered with the ring, and so pinned: less work for each request. A guest
+    /// that gives pages back (a balloon, free page reporting) loses data by it.
+    pub pin_guest_memory: bool,
 }
 
 impl Backend {
@@ -64,6 +67,7 @@ impl Backend {
             store,
             delay_ns: 0,
             read_only,
+            pin_guest_memory: false,
         }
     }
 

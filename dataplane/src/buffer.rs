@@ -12,6 +12,8 @@ pub const BUFFER_ALIGN: usize = 4096;
 pub struct AlignedBuf {
     start: NonNull<u8>,
     layout: Layout,
+    /// Its place in the table of a ring that knows it.
+    pub(crate) registered: Option<u16>,
 }
 
 impl AlignedBuf {
@@ -25,7 +27,11 @@ impl AlignedBuf {
         let Some(start) = NonNull::new(start) else {
             handle_alloc_error(layout)
         };
-        AlignedBuf { start, layout }
+        AlignedBuf {
+            start,
+            layout,
+            registered: None,
+        }
     }
 
     /// The first byte, for the ring facade.

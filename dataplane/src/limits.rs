@@ -28,6 +28,13 @@ pub const MAP_STRIPES: usize = 64;
 /// Bytes of a mapped disk that a worker zeroes itself; a kernel thread does more than that.
 pub const ZERO_INLINE_BYTES: u64 = 1 << 20;
 
+/// Images that a worker registers with its ring. The requests of more name a descriptor.
+pub const FILES_PER_WORKER: u32 = 1024;
+
+/// Bounce buffers and pieces of guest memory, 1 GiB each at most, that a worker registers with its
+/// ring.
+pub const BUFFERS_PER_WORKER: u32 = 4096;
+
 /// Entries of a worker's submission queue.
 pub const SUBMISSION_ENTRIES: u32 = 512;
 
@@ -76,4 +83,5 @@ pub const FLOOR_PAUSE_MAX: u32 = 65_536;
 
 const _: () = assert!(SLOTS_PER_WORKER + QUEUES_PER_WORKER + 16 <= COMPLETION_ENTRIES as usize);
 const _: () = assert!(BOUNCE_BYTES.is_multiple_of(BLOCK_BYTES_MAX));
+const _: () = assert!(BOUNCE_BUFFERS < BUFFERS_PER_WORKER as usize);
 const _: () = assert!(STRIPE_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));

@@ -16,6 +16,17 @@ pub enum Fetched {
     Broken,
 }
 
+/// A run of guest memory that a queue has mapped.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryRegion {
+    /// Its name, never used again for another.
+    pub id: u64,
+    /// The first byte's address.
+    pub start: *mut u8,
+    /// Length in bytes.
+    pub len: usize,
+}
+
 /// A source of requests, owned by one worker while it runs and by its device otherwise.
 ///
 /// The worker calls these between submissions, from its own thread, so none may block. A queue
@@ -34,6 +45,11 @@ pub trait RequestQueue: Any + Send {
 
     /// Shows the guest what was completed since the last call, and notifies it if it wants that.
     fn publish(&mut self);
+
+    /// The guest memory that requests fetched from now on lie in.
+    fn memory(&self) -> Vec<MemoryRegion> {
+        Vec::new()
+    }
 
     /// Whether a request waits. Takes nothing.
     fn has_work(&self) -> bool;

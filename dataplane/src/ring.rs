@@ -9,14 +9,19 @@
 //! CQEs before it drops the ring.
 #![allow(unsafe_code)]
 
+mod registered;
+
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use crate::buffer::AlignedBuf;
 use crate::limits::{COMPLETION_ENTRIES, SUBMISSION_ENTRIES};
 use crate::slots::Slot;
+use registered::Registered;
+pub(crate) use registered::Target;
 
 /// What a CQE belongs to; 64 bits of user data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +73,21 @@ pub(crate) struct Ring {
     unsubmitted: u32,
     /// The kernel may hold completions back until it is entered (COOP_TASKRUN).
     cooperative: bool,
+    registered: Registered,
 }
+
+/// `struct io_uring_getevents_arg`.
+#[repr(C)]
+struct WaitArgument {
+    sigmask: u64,
+    sigmask_bytes: u32,
+    reserved: u32,
+    timespec: u64,
+}
+
+const ENTER_GETEVENTS: u32 = 1;
+const ENTER_EXT_ARG: u32 = 1 << 3;
+const ENTER_REGISTERED_RING: u32 = 1 << 4;
 
 impl Ring {
     /// Makes a ring for the calling thread, which must be its only user.
@@ -79,24 +98,50 @@ impl Ring {
             .setup_taskrun_flag()
             .setup_cqsize(COMPLETION_ENTRIES)
             .build(SUBMISSION_ENTRIES);
-        match cooperative {
-            Ok(ring) => Ok(Ring {
-                ring,
-                unsubmitted: 0,
-                cooperative: true,
-            }),
+        let (ring, cooperative) = match cooperative {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let ring = IoUring::builder()
+                let plain = IoUring::builder()
                     .setup_cqsize(COMPLETION_ENTRIES)
                     .build(SUBMISSION_ENTRIES)?;
-                Ok(Ring {
-                    ring,
-                    unsubmitted: 0,
-                    cooperative: false,
-                })
+                (plain, false)
             }
-            Err(error) => Err(error),
-        }
+            made => (made?, true),
+        };
+        let registered = Registered::new(&ring);
+        Ok(Ring {
+            ring,
+            unsubmitted: 0,
+            cooperative,
+            registered,
+        })
+    }
+
+    /// Registers an open file, which stays open until [`Ring::remove_file`].
+    pub fn add_file(&mut self, fd: RawFd) -> Target {
+        self.registered.add_file(&self.ring, fd)
+    }
+
+    /// Takes a file back. No request on it may be in flight.
+    pub fn remove_file(&mut self, target: Target) {
+        self.registered.remove_file(&self.ring, target);
+    }
+
+    /// Registers buffers of the worker's own, all of them or none.
+    pub fn add_buffers<'b>(&mut self, buffers: impl Iterator<Item = &'b mut AlignedBuf>) {
+        self.registered.add_buffers(&self.ring, buffers);
+    }
+
+    /// Registers guest memory that is mapped now; its pages are pinned.
+    pub fn add_memory(&mut self, start: *mut u8, len: usize) -> io::Result<u16> {
+        // SAFETY: the kernel checks that the range is mapped, and keeps its pages whatever becomes
+        // of the mapping; an SQE names the place only for a segment inside the range, which its
+        // queue keeps mapped (see `worker/pinned.rs`).
+        unsafe { self.registered.add_memory(&self.ring, start, len) }
+    }
+
+    /// Takes registered memory back. Requests in flight on it keep it until they end.
+    pub fn remove_memory(&mut self, index: u16) {
+        self.registered.remove_memory(&self.ring, index);
     }
 
     /// # Safety
@@ -114,50 +159,65 @@ impl Ring {
         }
     }
 
-    /// Guest memory to or from the file at `offset_bytes`, all of the slot's segments.
-    pub fn transfer_segments(
+    /// # Safety
+    ///
+    /// As for `push`; what the entry points to belongs to the slot.
+    unsafe fn push_slot(
         &mut self,
         (id, slot): (u32, &mut Slot),
-        fd: RawFd,
-        kind: Transfer,
-        offset_bytes: u64,
+        target: Target,
+        entry: squeue::Entry,
     ) -> io::Result<()> {
-        let fd = types::Fd(fd);
-        let flags = write_flags(slot);
-        let entry = match (kind, slot.segments.as_slice()) {
-            // One segment: `read` was measured 5 to 15 % cheaper than `readv`.
-            (Transfer::Read, [one]) => opcode::Read::new(fd, one.start(), length(one.len()))
-                .offset(offset_bytes)
-                .build(),
-            (Transfer::Write, [one]) => opcode::Write::new(fd, one.start(), length(one.len()))
-                .offset(offset_bytes)
-                .rw_flags(flags)
-                .build(),
-            (Transfer::Read, _) => {
-                let (iovecs, count) = slot.segments.as_iovecs();
-                opcode::Readv::new(fd, iovecs, count)
-                    .offset(offset_bytes)
-                    .build()
-            }
-            (Transfer::Write, _) => {
-                let (iovecs, count) = slot.segments.as_iovecs();
-                opcode::Writev::new(fd, iovecs, count)
-                    .offset(offset_bytes)
-                    .rw_flags(flags)
-                    .build()
-            }
+        let entry = if target.registered {
+            entry.flags(squeue::Flags::FIXED_FILE)
+        } else {
+            entry
         };
-        // SAFETY: the segments and their guest memory live until the CQE, by the module's invariant.
+        // SAFETY: the caller's promise.
         unsafe { self.push(entry, Token::Slot(id)) }?;
         slot.in_kernel = true;
         Ok(())
+    }
+
+    /// Guest memory to or from the file at `offset_bytes`, all of the slot's segments. `memory` is
+    /// the registered memory that the one segment lies in.
+    pub fn transfer_segments(
+        &mut self,
+        (id, slot): (u32, &mut Slot),
+        target: Target,
+        kind: Transfer,
+        offset_bytes: u64,
+        memory: Option<u16>,
+    ) -> io::Result<()> {
+        let entry = match slot.segments.as_slice() {
+            // One segment: `read` was measured 5 to 15 % cheaper than `readv`.
+            [one] => {
+                let run = (one.start(), length(one.len()));
+                transfer(target, kind, offset_bytes, run, write_flags(slot), memory)
+            }
+            _ => {
+                let (fd, (iovecs, count)) =
+                    (types::Fd(target.number), slot.segments.as_iovecs());
+                match kind {
+                    Transfer::Read => opcode::Readv::new(fd, iovecs, count)
+                        .offset(offset_bytes)
+                        .build(),
+                    Transfer::Write => opcode::Writev::new(fd, iovecs, count)
+                        .offset(offset_bytes)
+                        .rw_flags(write_flags(slot))
+                        .build(),
+                }
+            }
+        };
+        // SAFETY: the segments and their guest memory live until the CQE, by the module's invariant.
+        unsafe { self.push_slot((id, slot), target, entry) }
     }
 
     /// `len` bytes of the slot's bounce buffer from `at`, to or from the file at `offset_bytes`.
     pub fn transfer_bounce(
         &mut self,
         (id, slot): (u32, &mut Slot),
-        fd: RawFd,
+        target: Target,
         kind: Transfer,
         offset_bytes: u64,
         (at, len): (usize, usize),
@@ -169,48 +229,35 @@ impl Ring {
         assert!(at + len <= buffer.len(), "a chunk fits its buffer");
         // SAFETY: the sum stays inside the buffer, as just asserted.
         let start = unsafe { buffer.as_mut_ptr().add(at) };
-        let (fd, len) = (types::Fd(fd), length(len));
-        let entry = match kind {
-            Transfer::Read => opcode::Read::new(fd, start, len)
-                .offset(offset_bytes)
-                .build(),
-            Transfer::Write => opcode::Write::new(fd, start, len)
-                .offset(offset_bytes)
-                .rw_flags(write_flags(slot))
-                .build(),
-        };
+        let (run, memory) = ((start, length(len)), buffer.registered);
+        let entry = transfer(target, kind, offset_bytes, run, write_flags(slot), memory);
         // SAFETY: the slot holds the buffer until the CQE, by the module's invariant.
-        unsafe { self.push(entry, Token::Slot(id)) }?;
-        slot.in_kernel = true;
-        Ok(())
+        unsafe { self.push_slot((id, slot), target, entry) }
     }
 
     /// fdatasync.
-    pub fn flush(&mut self, (id, slot): (u32, &mut Slot), fd: RawFd) -> io::Result<()> {
-        let entry = opcode::Fsync::new(types::Fd(fd))
+    pub fn flush(&mut self, slot: (u32, &mut Slot), target: Target) -> io::Result<()> {
+        let entry = opcode::Fsync::new(types::Fd(target.number))
             .flags(types::FsyncFlags::DATASYNC)
             .build();
         // SAFETY: the entry carries no pointer.
-        unsafe { self.push(entry, Token::Slot(id)) }?;
-        slot.in_kernel = true;
-        Ok(())
+        unsafe { self.push_slot(slot, target, entry) }
     }
 
     /// fallocate with `mode` over the slot's whole range.
     pub fn allocate(
         &mut self,
         (id, slot): (u32, &mut Slot),
-        fd: RawFd,
+        target: Target,
         mode: i32,
     ) -> io::Result<()> {
-        let entry = opcode::Fallocate::new(types::Fd(fd), slot.request.len_bytes)
-            .offset(slot.request.offset_bytes)
-            .mode(mode)
-            .build();
+        let entry =
+            opcode::Fallocate::new(types::Fd(target.number), slot.request.len_bytes)
+                .offset(slot.request.offset_bytes)
+                .mode(mode)
+                .build();
         // SAFETY: the entry carries no pointer.
-        unsafe { self.push(entry, Token::Slot(id)) }?;
-        slot.in_kernel = true;
-        Ok(())
+        unsafe { self.push_slot((id, slot), target, entry) }
     }
 
     /// One CQE when `fd` becomes readable.
@@ -231,34 +278,21 @@ impl Ring {
     /// Gives the kernel what was pushed, and lets it post what it holds back. No call if neither
     /// is needed.
     pub fn submit(&mut self) -> io::Result<()> {
-        let held_back = self.cooperative && self.ring.submission().taskrun();
+        let queue = self.ring.submission();
+        let held_back = self.cooperative && queue.taskrun() || queue.cq_overflow();
+        drop(queue);
         if self.unsubmitted == 0 && !held_back {
             return Ok(());
         }
-        let result = if held_back {
-            let flags = 1; // IORING_ENTER_GETEVENTS: run the task work
-            // SAFETY: no argument is passed, so the kernel reads none.
-            unsafe {
-                self.ring
-                    .submitter()
-                    .enter::<()>(self.unsubmitted, 0, flags, None)
-            }
-        } else {
-            self.ring.submit()
-        };
+        // With this flag the kernel runs the work that posts them.
+        let flags = if held_back { ENTER_GETEVENTS } else { 0 };
+        let result = self.enter(0, flags, None);
         self.submitted(result)
     }
 
     /// Submits, then sleeps until a CQE comes or the time is up.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let result = match timeout {
-            None => self.ring.submit_and_wait(1),
-            Some(timeout) => {
-                let timespec = types::Timespec::from(timeout);
-                let args = types::SubmitArgs::new().timespec(&timespec);
-                self.ring.submitter().submit_with_args(1, &args)
-            }
-        };
+        let result = self.enter(1, ENTER_GETEVENTS, timeout);
         match self.submitted(result) {
             Err(error) if error.raw_os_error() == Some(libc::ETIME) => {
                 self.unsubmitted = 0;
@@ -266,6 +300,51 @@ impl Ring {
             }
             other => other,
         }
+    }
+
+    /// `io_uring_enter`, by the registered descriptor where there is one: the crate's own takes it
+    /// for one call only.
+    fn enter(
+        &self,
+        completions_min: u32,
+        mut flags: u32,
+        timeout: Option<Duration>,
+    ) -> io::Result<usize> {
+        let timespec = timeout.map(types::Timespec::from);
+        let argument = timespec.as_ref().map(|timespec| WaitArgument {
+            sigmask: 0,
+            sigmask_bytes: 0,
+            reserved: 0,
+            timespec: std::ptr::from_ref(timespec).addr() as u64,
+        });
+        let (at, bytes) = match &argument {
+            Some(argument) => (std::ptr::from_ref(argument), size_of::<WaitArgument>()),
+            None => (std::ptr::null(), 0),
+        };
+        if argument.is_some() {
+            flags |= ENTER_EXT_ARG;
+        }
+        let fd = match self.registered.ring {
+            Some(index) => {
+                flags |= ENTER_REGISTERED_RING;
+                index
+            }
+            None => self.ring.as_raw_fd(),
+        };
+        // SAFETY: `argument` and the time it points to live through the call, which only reads
+        // them; what was pushed was promised to be valid.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                fd,
+                self.unsubmitted,
+                completions_min,
+                flags,
+                at,
+                bytes,
+            )
+        };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
     fn submitted(&mut self, result: io::Result<usize>) -> io::Result<()> {
@@ -293,6 +372,34 @@ impl Ring {
         let room = into.capacity() - into.len();
         let entries = self.ring.completion().take(room);
         into.extend(entries.map(|e: cqueue::Entry| (Token::unpack(e.user_data()), e.result())));
+    }
+}
+
+/// One run of memory to or from a file.
+fn transfer(
+    target: Target,
+    kind: Transfer,
+    offset_bytes: u64,
+    (start, len): (*mut u8, u32),
+    write_flags: i32,
+    memory: Option<u16>,
+) -> squeue::Entry {
+    let fd = types::Fd(target.number);
+    match (kind, memory) {
+        (Transfer::Read, None) => opcode::Read::new(fd, start, len)
+            .offset(offset_bytes)
+            .build(),
+        (Transfer::Read, Some(memory)) => opcode::ReadFixed::new(fd, start, len, memory)
+            .offset(offset_bytes)
+            .build(),
+        (Transfer::Write, None) => opcode::Write::new(fd, start, len)
+            .offset(offset_bytes)
+            .rw_flags(write_flags)
+            .build(),
+        (Transfer::Write, Some(memory)) => opcode::WriteFixed::new(fd, start, len, memory)
+            .offset(offset_bytes)
+            .rw_flags(write_flags)
+            .build(),
     }
 }
 

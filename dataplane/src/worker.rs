@@ -24,6 +24,7 @@ mod idle;
 mod io;
 pub(crate) mod lane;
 mod mirror;
+mod pinned;
 mod polling;
 mod thread;
 
@@ -43,6 +44,7 @@ use crate::slots::SlotTable;
 use bounce::BouncePool;
 use command::{Command, Wake};
 use floor::PollFloor;
+use pinned::Pieces;
 use lane::Lane;
 pub use thread::{Worker, WorkerHandle, WorkerOptions};
 
@@ -79,6 +81,8 @@ struct QueueEntry {
     broken: bool,
     /// It is being stopped: nothing is fetched, and once drained it goes there.
     leaving: Option<Sender<Box<dyn RequestQueue>>>,
+    /// Regions of guest memory that are registered for it.
+    pinned: Vec<u64>,
 }
 
 /// The state of one worker; lives on its thread.
@@ -91,6 +95,8 @@ pub(crate) struct Core {
     free_queues: Vec<u32>,
     free_lanes: Vec<u32>,
     pool: BouncePool,
+    /// Guest memory that is registered.
+    pieces: Pieces,
     /// Lanes with a queue in [`Mode::Polled`].
     active: Vec<u32>,
     /// Which of them is asked first in this turn.
@@ -120,15 +126,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    fn new(ring: Ring, wake: Arc<Wake>, load: Arc<WorkerLoad>, options: &WorkerOptions) -> Core {
+    fn new(mut ring: Ring, wake: Arc<Wake>, load: Arc<WorkerLoad>, options: &WorkerOptions) -> Core {
         Core {
-            ring,
             slots: SlotTable::new(),
             queues: Vec::new(),
             lanes: Vec::new(),
             free_queues: Vec::new(),
             free_lanes: Vec::new(),
-            pool: BouncePool::new(),
+            pool: BouncePool::new(&mut ring),
+            pieces: Pieces::default(),
             active: Vec::new(),
             first: 0,
             touched: Vec::new(),
@@ -146,6 +152,7 @@ impl Core {
             load,
             worked: false,
             stopping: false,
+            ring,
         }
     }
 
@@ -251,6 +258,7 @@ impl Core {
             if let Some(mut entry) = self.queues[id as usize].take() {
                 self.free_queues.push(id);
                 self.count_queues();
+                self.forget_memory(&entry.pinned);
                 self.lane(entry.lane).queues.retain(|&other| other != id);
                 entry.queue.publish();
                 if let Some(to) = entry.leaving.take() {
@@ -292,7 +300,9 @@ impl Core {
             touched: false,
             broken: false,
             leaving: None,
+            pinned: Vec::new(),
         });
+        self.follow_memory(id);
         self.count_queues();
         // Here and now: nothing is allocated when a list on the path grows.
         reserve(&mut self.touched, self.queues.len());
@@ -314,11 +324,15 @@ impl Core {
         self.lanes[id as usize] = Some(lane);
         reserve(&mut self.active, self.lanes.len());
         reserve(&mut self.tended, self.lanes.len());
+        reserve(&mut self.flush_later, self.lanes.len());
+        self.open_target(id);
         id
     }
 
     fn remove_lane(&mut self, id: u32) {
-        if self.lanes[id as usize].take().is_some() {
+        if self.lanes[id as usize].is_some() {
+            self.close_target(id);
+            self.lanes[id as usize] = None;
             self.tended.retain(|&other| other != id);
             self.free_lanes.push(id);
         }
@@ -332,7 +346,7 @@ impl Core {
         self.queue(id).leaving = Some(to);
         self.leaving.push(id);
         // Its VMM waits: do not make it wait for buffers that the network keeps.
-        self.pool.forsake_lent();
+        self.pool.forsake_lent(&mut self.ring);
         self.complete_unacknowledged(id);
         self.deliver_held(Some(id));
     }

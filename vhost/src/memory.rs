@@ -12,9 +12,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use ferry_dataplane::guard::Guarded;
+use ferry_dataplane::queue::MemoryRegion;
 use ferry_dataplane::segments::{Segment, Segments};
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
@@ -63,6 +64,8 @@ pub struct RegionSpec {
 /// A mapped region.
 #[derive(Debug)]
 struct Region {
+    /// Never used again for another.
+    id: u64,
     spec: RegionSpec,
     /// Keeps the process alive when the front-end truncates the file. Dropped before the mapping.
     _guard: Guarded,
@@ -88,7 +91,9 @@ impl Region {
             .map_err(|error| refuse(error.to_string()))?;
         let guard = Guarded::new(map.as_ptr(), len)
             .ok_or_else(|| refuse("this process has too many regions mapped".into()))?;
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Ok(Region {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             spec,
             map,
             _guard: guard,
@@ -225,6 +230,16 @@ impl MemoryMap {
     /// Whether a byte is guest memory.
     pub fn contains(&self, guest: u64) -> bool {
         self.host_of_guest(guest).is_some()
+    }
+
+    /// The regions, as they are mapped here.
+    pub fn mapped(&self) -> Vec<MemoryRegion> {
+        let region = |region: &Arc<Region>| MemoryRegion {
+            id: region.id,
+            start: region.map.as_ptr(),
+            len: region.map.size(),
+        };
+        self.regions.iter().map(region).collect()
     }
 
     /// Appends the mapped runs of `len` bytes at guest address `guest`; false when part of it is

@@ -15,7 +15,7 @@ use crate::backend::Store;
 use crate::buffer::AlignedBuf;
 use crate::limits::{BOUNCE_BUFFERS, BOUNCE_BYTES, SLOTS_PER_WORKER};
 use crate::request::{Op, Status};
-use crate::ring::Transfer;
+use crate::ring::{Ring, Transfer};
 use crate::slots::{Chunk, Slot, Stage};
 
 /// The bounce buffers of a worker. One that is shared with a tap comes back when the tap is done
@@ -28,13 +28,14 @@ pub(super) struct BouncePool {
 }
 
 impl BouncePool {
-    pub fn new() -> BouncePool {
-        // Untouched pages of these cost nothing.
-        let free = (0..BOUNCE_BUFFERS)
-            .map(|_| Arc::new(AlignedBuf::new(BOUNCE_BYTES)))
+    /// Makes the buffers and registers them, so that their pages are pinned.
+    pub fn new(ring: &mut Ring) -> BouncePool {
+        let mut buffers: Vec<_> = (0..BOUNCE_BUFFERS)
+            .map(|_| AlignedBuf::new(BOUNCE_BYTES))
             .collect();
+        ring.add_buffers(buffers.iter_mut());
         BouncePool {
-            free,
+            free: buffers.into_iter().map(Arc::new).collect(),
             lent: Vec::with_capacity(BOUNCE_BUFFERS),
             waiting: VecDeque::with_capacity(SLOTS_PER_WORKER),
         }
@@ -79,9 +80,14 @@ impl BouncePool {
     }
 
     /// A tap that failed may keep its buffers for long: replaces them.
-    pub fn forsake_lent(&mut self) {
-        for _ in self.lent.drain(..) {
-            self.free.push(Arc::new(AlignedBuf::new(BOUNCE_BYTES)));
+    pub fn forsake_lent(&mut self, ring: &mut Ring) {
+        for old in self.lent.drain(..) {
+            let mut new = AlignedBuf::new(BOUNCE_BYTES);
+            if let Some(index) = old.registered {
+                ring.remove_memory(index);
+                ring.add_buffers(std::iter::once(&mut new));
+            }
+            self.free.push(Arc::new(new));
         }
     }
 
@@ -96,7 +102,7 @@ impl Core {
         while let Some(&id) = self.pool.waiting.front() {
             if !self.leaving.is_empty() && !self.pool.can_give() {
                 // A VMM waits for its ring: do not make it wait for the network.
-                self.pool.forsake_lent();
+                self.pool.forsake_lent(&mut self.ring);
             }
             let Some(buffer) = self.pool.take() else {
                 return;
@@ -217,11 +223,11 @@ impl Core {
         let (at, len) = chunk_extent(slot, chunk, lane.block_bytes);
         let (at, len) = (at + slot.part_bytes, len - slot.part_bytes);
         let offset = slot.io_offset + at as u64;
-        match (lane.backend.fd(), &lane.backend.store) {
-            (Some(fd), _) => {
+        match (lane.target, &lane.backend.store) {
+            (Some(target), _) => {
                 let pushed = self
                     .ring
-                    .transfer_bounce((id, slot), fd, kind, offset, (at, len));
+                    .transfer_bounce((id, slot), target, kind, offset, (at, len));
                 self.check_pushed(id, pushed);
             }
             (None, Store::Null { .. }) => self.chunk_done(id, chunk),

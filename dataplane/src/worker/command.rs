@@ -163,6 +163,7 @@ impl Core {
             Command::WithQueue { queue, task, reply } => {
                 if let Some(entry) = self.queues.get_mut(queue as usize).and_then(Option::as_mut) {
                     task(&mut *entry.queue);
+                    self.follow_memory(queue);
                     let _ = reply.send(());
                     self.rearm(queue);
                 }
@@ -177,7 +178,13 @@ impl Core {
                 reply,
             } => {
                 if self.lane(lane).in_flight == 0 {
+                    self.close_target(lane);
                     self.lane(lane).set_backend(backend);
+                    self.open_target(lane);
+                    for at in 0..self.lane(lane).queues.len() {
+                        let queue = self.lane(lane).queues[at];
+                        self.follow_memory(queue);
+                    }
                     let _ = reply.send(());
                 }
             }

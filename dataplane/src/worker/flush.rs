@@ -90,10 +90,10 @@ impl Core {
     pub(super) fn push_flush(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         let lane_id = slot.lane;
-        let Some(fd) = of(&self.lanes, lane_id).backend.fd() else {
+        let Some(target) = of(&self.lanes, lane_id).target else {
             return self.end_flush(lane_id, Status::IoError);
         };
-        if let Err(error) = self.ring.flush((id, slot), fd) {
+        if let Err(error) = self.ring.flush((id, slot), target) {
             tracing::error!(%error, "a flush could not be submitted");
             self.end_flush(lane_id, Status::IoError);
         }

@@ -136,11 +136,11 @@ impl Core {
 
     fn allocate(&mut self, id: u32, stage: Stage, mode: i32) {
         let slot = self.slots.get_mut(id);
-        let Some(fd) = of(&self.lanes, slot.lane).backend.fd() else {
+        let Some(target) = of(&self.lanes, slot.lane).target else {
             return self.finish(id, Status::IoError);
         };
         slot.stage = stage;
-        let pushed = self.ring.allocate((id, slot), fd, mode);
+        let pushed = self.ring.allocate((id, slot), target, mode);
         self.check_pushed(id, pushed);
     }
 
@@ -165,12 +165,15 @@ impl Core {
             Transfer::Write
         };
         let lane = of(&self.lanes, slot.lane);
-        let Some(fd) = lane.backend.fd() else {
+        let Some(target) = lane.target else {
             unreachable!("only an image is read and written directly")
         };
         let offset = slot.request.offset_bytes;
         slot.stage = Stage::Direct;
-        let pushed = self.ring.transfer_segments((id, slot), fd, kind, offset);
+        let memory = self.pieces.holding(&slot.segments);
+        let pushed = self
+            .ring
+            .transfer_segments((id, slot), target, kind, offset, memory);
         self.check_pushed(id, pushed);
     }
 

@@ -13,6 +13,7 @@ use crate::backend::delay::DelayLine;
 use crate::lifecycle::WriteTap;
 use crate::limits::{SECTOR_BYTES, SLOTS_PER_WORKER};
 use crate::metrics::Counters;
+use crate::ring::Target;
 use crate::slots::{Slot, SlotTable, Stage};
 
 /// Whether a disk is served.
@@ -68,6 +69,8 @@ pub(crate) struct RangeLock {
 pub(crate) struct Lane {
     pub backend: Backend,
     pub block_bytes: u32,
+    /// The backend's file, as its requests name it on this worker's ring.
+    pub target: Option<Target>,
     pub gate: Gate,
     /// Its queues on this worker.
     pub queues: Vec<u32>,
@@ -113,6 +116,7 @@ impl Lane {
         let mut lane = Lane {
             backend,
             block_bytes,
+            target: None,
             gate,
             queues: Vec::new(),
             polled: Vec::new(),

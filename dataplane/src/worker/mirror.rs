@@ -29,7 +29,7 @@ impl Core {
         };
         self.lane(lane_id).lock = None;
         self.lane(lane_id).retry = true;
-        self.pool.forsake_lent();
+        self.pool.forsake_lent(&mut self.ring);
         for id in mirror.unacknowledged {
             self.complete(id);
         }

@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use ferry_dataplane::queue::{Fetched, RequestQueue};
+use ferry_dataplane::queue::{Fetched, MemoryRegion, RequestQueue};
 use ferry_dataplane::request::{Completion, Op, Status};
 use ferry_dataplane::segments::Segments;
 use ferry_dataplane::slots::Inbox;
@@ -198,6 +198,10 @@ impl RequestQueue for BlkQueue {
 
     fn publish(&mut self) {
         self.ring.publish();
+    }
+
+    fn memory(&self) -> Vec<MemoryRegion> {
+        self.ring.map().mapped()
     }
 
     fn has_work(&self) -> bool {
