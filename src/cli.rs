@@ -225,6 +225,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 num_queues,
                 read_only: usage.read_only,
                 cache: usage.cache,
+                pin_guest_memory: usage.pin_guest_memory,
                 incoming,
                 size,
                 inflight,

@@ -85,6 +85,9 @@ pub struct DiskConfig {
     /// Whether the host's page cache stands before its image.
     #[serde(default)]
     pub cache: CacheMode,
+    /// Pin the guest's memory. Not for a guest that gives memory back.
+    #[serde(default)]
+    pub pin_guest_memory: bool,
     /// The disk is elsewhere, and will arrive.
     #[serde(default)]
     pub incoming: bool,
@@ -193,6 +196,7 @@ impl DiskConfig {
         Usage {
             read_only: self.read_only,
             cache: self.cache,
+            pin_guest_memory: self.pin_guest_memory,
         }
     }
 

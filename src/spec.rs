@@ -43,6 +43,10 @@ pub struct Usage {
     /// Whether the host's page cache stands before an image: none is direct I/O.
     #[arg(long, value_enum, default_value_t)]
     pub cache: CacheMode,
+    /// Pin the guest's memory, for less work with each request. Not for a guest with a balloon or
+    /// free page reporting: it would lose data.
+    #[arg(long)]
+    pub pin_guest_memory: bool,
 }
 
 /// See [`Cache`].
@@ -154,6 +158,7 @@ impl DiskSpec {
     pub fn backend(&self, store: Store, usage: Usage) -> Backend {
         Backend {
             delay_ns: self.delay_ns,
+            pin_guest_memory: usage.pin_guest_memory,
             ..Backend::new(store, usage.read_only)
         }
     }

@@ -21,6 +21,8 @@ mod log;
 mod messages;
 #[path = "device/mirror.rs"]
 mod mirror;
+#[path = "device/pinned.rs"]
+mod pinned;
 #[path = "device/places.rs"]
 mod places;
 #[path = "device/requests.rs"]

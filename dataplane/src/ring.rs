@@ -196,8 +196,7 @@ impl Ring {
                 transfer(target, kind, offset_bytes, run, write_flags(slot), memory)
             }
             _ => {
-                let (fd, (iovecs, count)) =
-                    (types::Fd(target.number), slot.segments.as_iovecs());
+                let (fd, (iovecs, count)) = (types::Fd(target.number), slot.segments.as_iovecs());
                 match kind {
                     Transfer::Read => opcode::Readv::new(fd, iovecs, count)
                         .offset(offset_bytes)
@@ -251,11 +250,10 @@ impl Ring {
         target: Target,
         mode: i32,
     ) -> io::Result<()> {
-        let entry =
-            opcode::Fallocate::new(types::Fd(target.number), slot.request.len_bytes)
-                .offset(slot.request.offset_bytes)
-                .mode(mode)
-                .build();
+        let entry = opcode::Fallocate::new(types::Fd(target.number), slot.request.len_bytes)
+            .offset(slot.request.offset_bytes)
+            .mode(mode)
+            .build();
         // SAFETY: the entry carries no pointer.
         unsafe { self.push_slot((id, slot), target, entry) }
     }

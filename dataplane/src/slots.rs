@@ -72,6 +72,8 @@ pub(crate) struct Slot {
     pub tapped_ns: u64,
     /// When a delayed completion is due.
     pub due_ns: u64,
+    /// The next slot of the [`SlotList`] that this one is in.
+    next: Option<u32>,
     /// The kernel holds pointers into `segments` or `bounce`. Set by the ring facade at submission,
     /// cleared at the CQE; while it is set the slot may not be freed or its memory replaced.
     pub in_kernel: bool,
@@ -102,6 +104,7 @@ impl Slot {
             tap_seq: 0,
             tapped_ns: 0,
             due_ns: 0,
+            next: None,
             in_kernel: false,
         }
     }
@@ -116,6 +119,24 @@ impl Slot {
         let block = u64::from(block_bytes);
         let std::ops::Range { start, end } = self.range();
         start / block * block..end.next_multiple_of(block)
+    }
+}
+
+/// Slots in a row, threaded through the table: a list of any length that takes no memory. A slot is
+/// in one list at a time.
+#[derive(Debug, Default)]
+pub(crate) struct SlotList {
+    first: Option<u32>,
+    last: u32,
+}
+
+impl SlotList {
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub fn first(&self) -> Option<u32> {
+        self.first
     }
 }
 
@@ -158,6 +179,23 @@ impl SlotTable {
         self.slots
             .iter_mut()
             .filter(|slot| slot.stage != Stage::Free)
+    }
+
+    /// Adds a slot at the end of a list.
+    pub fn append(&mut self, list: &mut SlotList, id: u32) {
+        self.get_mut(id).next = None;
+        match list.first {
+            None => list.first = Some(id),
+            Some(_) => self.get_mut(list.last).next = Some(id),
+        }
+        list.last = id;
+    }
+
+    /// Takes the first slot of a list.
+    pub fn pop(&mut self, list: &mut SlotList) -> Option<u32> {
+        let id = list.first?;
+        list.first = self.get_mut(id).next.take();
+        Some(id)
     }
 
     fn take(&mut self, request: Request, queue: u32, lane: u32) -> Option<u32> {

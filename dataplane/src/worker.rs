@@ -44,8 +44,8 @@ use crate::slots::SlotTable;
 use bounce::BouncePool;
 use command::{Command, Wake};
 use floor::PollFloor;
-use pinned::Pieces;
 use lane::Lane;
+use pinned::Pieces;
 pub use thread::{Worker, WorkerHandle, WorkerOptions};
 
 /// How a queue is watched.
@@ -126,7 +126,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    fn new(mut ring: Ring, wake: Arc<Wake>, load: Arc<WorkerLoad>, options: &WorkerOptions) -> Core {
+    fn new(
+        mut ring: Ring,
+        wake: Arc<Wake>,
+        load: Arc<WorkerLoad>,
+        options: &WorkerOptions,
+    ) -> Core {
         Core {
             slots: SlotTable::new(),
             queues: Vec::new(),

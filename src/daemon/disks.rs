@@ -180,6 +180,7 @@ impl Served {
             "num_queues": self.config.num_queues,
             "read_only": self.config.read_only,
             "cache": self.config.cache,
+            "pin_guest_memory": self.config.pin_guest_memory,
             "phase": state.phase.name(),
             "epoch": state.phase.epoch(),
             "placed": workers,
@@ -285,6 +286,7 @@ mod tests {
             num_queues: 1,
             read_only: false,
             cache: CacheMode::None,
+            pin_guest_memory: false,
             incoming: false,
             size: None,
             inflight: Default::default(),
@@ -356,7 +358,10 @@ mod tests {
         let uuid = served.ownership.disk_uuid();
         let ownership = &served.ownership;
         ownership.accept(migration, epoch, uuid, peer).unwrap();
-        let backend = served.config.path.backend(Store::Image(image), served.config.usage());
+        let backend = served
+            .config
+            .path
+            .backend(Store::Image(image), served.config.usage());
         served.device.disk().set_backend(&backend).unwrap();
         ownership.grant(migration, epoch, Vec::new()).unwrap();
         ownership

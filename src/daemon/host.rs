@@ -44,6 +44,7 @@ impl Daemon {
             num_queues: hello.shape.num_queues,
             read_only: false,
             cache: CacheMode::None,
+            pin_guest_memory: false,
             incoming: true,
             size: Some(hello.shape.capacity_bytes),
             inflight: InflightMode::default(),
@@ -196,7 +197,10 @@ impl DestinationHost for Daemon {
             _ => return Err(format!("{claim}: no such copy arrived")),
         };
         let pending = served.pending();
-        let backend = served.config.path.backend(Store::Image(image), served.config.usage());
+        let backend = served
+            .config
+            .path
+            .backend(Store::Image(image), served.config.usage());
         served
             .device
             .disk()

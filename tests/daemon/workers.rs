@@ -28,13 +28,15 @@ fn times_to_poll_are_checked() {
     for bad in ["-1", "60000001", "always"] {
         let word = format!("--spin-us={bad}");
         let words = ["serve", "null:1M", "--socket-path", text(&socket), &word];
-        let error = ferry(&words).error(2);
-        assert!(error.contains("--spin-us"), "{error}");
+        let said = ferry(&words);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.err.contains("--spin-us"), "{said:?}");
     }
     let config = dir.path().join("ferry.toml");
     for bad in ["-1", "\"always\"", "60000001"] {
         std::fs::write(&config, format!("spin_us = {bad}\n")).unwrap();
-        ferry(&["daemon", "--config", text(&config)]).error(2);
+        let said = ferry(&["daemon", "--config", text(&config)]);
+        assert_eq!(said.code, Some(2), "{said:?}");
     }
     for good in ["0", "200", "max"] {
         let words = [

@@ -42,8 +42,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
-use crate::guard::Guarded;
 use crate::vring::RING_SIZE_MAX;
+use ferry_dataplane::guard::Guarded;
 
 /// Bytes before the entries of a queue, and of each entry.
 const HEADER_BYTES: usize = 16;

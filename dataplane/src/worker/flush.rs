@@ -12,7 +12,7 @@ use super::Core;
 use super::lane::{of, of_mut};
 use crate::backend::Store;
 use crate::request::Status;
-use crate::slots::Stage;
+use crate::slots::{SlotList, Stage};
 
 /// How often a worker that would sleep looks whether the turn is free, in nanoseconds.
 pub(super) const TURN_CHECK_NS: u64 = 50_000;
@@ -43,9 +43,9 @@ impl Flushes {
 #[derive(Debug, Default)]
 pub(crate) struct FlushQueue {
     /// Requests that the flush in the kernel is for; the first one carries it.
-    served: Vec<u32>,
+    served: SlotList,
     /// Requests for the next one.
-    waiting: Vec<u32>,
+    waiting: SlotList,
 }
 
 impl Core {
@@ -62,14 +62,17 @@ impl Core {
             return self.finish(id, Status::Ok);
         }
         slot.stage = Stage::Waiting;
-        lane.flush.waiting.push(id);
+        self.slots.append(&mut lane.flush.waiting, id);
         self.next_flush(lane_id);
     }
 
     /// Flushes for those who wait, if the turn can be had.
     fn next_flush(&mut self, lane_id: u32) {
         let lane = of_mut(&mut self.lanes, lane_id);
-        if lane.flush.waiting.is_empty() || !lane.flush.served.is_empty() {
+        let Some(carrier) = lane.flush.waiting.first() else {
+            return;
+        };
+        if !lane.flush.served.is_empty() {
             return;
         }
         if !lane.flushes.take_turn() {
@@ -79,7 +82,6 @@ impl Core {
             return;
         }
         std::mem::swap(&mut lane.flush.waiting, &mut lane.flush.served);
-        let carrier = lane.flush.served[0];
         if lane.flushes.failed.load(Ordering::Relaxed) {
             return self.end_flush(lane_id, Status::IoError);
         }
@@ -116,11 +118,9 @@ impl Core {
         let lane = of_mut(&mut self.lanes, lane_id);
         lane.flushes.end_turn();
         let mut served = std::mem::take(&mut lane.flush.served);
-        for &id in &served {
+        while let Some(id) = self.slots.pop(&mut served) {
             self.finish(id, status);
         }
-        served.clear();
-        of_mut(&mut self.lanes, lane_id).flush.served = served;
         self.next_flush(lane_id);
     }
 
