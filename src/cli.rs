@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::config::{DiskConfig, InflightMode, default_run_dir};
 use crate::control::Client;
 use crate::error::{Done, Failure};
+use crate::images::{self, CloneArguments, CreateArguments};
 use crate::spec::{DiskSpec, Usage, parse_size};
 use crate::workers::Spin;
 use crate::{demo, output, serve};
@@ -67,7 +68,7 @@ enum Command {
 /// `ferry serve`.
 #[derive(Args)]
 pub struct ServeArguments {
-    /// A file or block device, memory:SIZE, or null:SIZE.
+    /// A raw file or block device, qcow2:PATH, memory:SIZE, or null:SIZE.
     pub disk: DiskSpec,
     /// The vhost-user socket to listen on.
     #[arg(long, value_name = "SOCKET")]
@@ -95,7 +96,7 @@ enum DiskCommand {
     Add {
         /// Its name, the same on every host.
         id: DiskId,
-        /// A file or block device, memory:SIZE, or null:SIZE.
+        /// A raw file or block device, qcow2:PATH, memory:SIZE, or null:SIZE.
         #[arg(long)]
         path: DiskSpec,
         /// Its vhost-user socket; ID.sock in the run directory unless given.
@@ -116,6 +117,10 @@ enum DiskCommand {
         #[arg(long, value_enum, default_value_t)]
         inflight: InflightMode,
     },
+    /// Make a thin disk that reads as a base and keeps its own writes. Needs no daemon.
+    Clone(CloneArguments),
+    /// Make an image that reads as zeroes and takes no space yet. Needs no daemon.
+    Create(CreateArguments),
     /// The disks, who owns them, and what they did.
     List,
     /// Let go of a disk; its image stays.
@@ -198,6 +203,8 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Serve(arguments) => serve::serve(&arguments),
         Command::Daemon { config, until_eof } => serve::daemon(&config, until_eof),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Disk(DiskCommand::Clone(arguments)) => images::clone(&arguments),
+        Command::Disk(DiskCommand::Create(arguments)) => images::create(&arguments),
         Command::Disk(command) => disk(command, &mut client()?),
         Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),
         Command::Migrate(command) => migrate(command, &mut client()?),
@@ -242,6 +249,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 )
             });
         }
+        DiskCommand::Clone(_) | DiskCommand::Create(_) => unreachable!("no daemon is asked"),
         DiskCommand::List => show(&client.call("disk.list", json!({}))?, disk_table),
         DiskCommand::Remove { id } => {
             let gone = client.call("disk.remove", json!({ "id": id }))?;
@@ -252,12 +260,10 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
 }
 
 fn absolute(spec: DiskSpec) -> Done<DiskSpec> {
-    use crate::spec::DiskKind;
-    let kind = match spec.kind {
-        DiskKind::Path(path) => DiskKind::Path(std::path::absolute(path)?),
-        other => other,
-    };
-    Ok(DiskSpec { kind, ..spec })
+    match spec.path().map(std::path::absolute).transpose()? {
+        Some(path) => Ok(spec.at(path)),
+        None => Ok(spec),
+    }
 }
 
 fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
@@ -313,7 +319,7 @@ fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
     Ok(())
 }
 
-fn show(value: &Value, text: impl FnOnce(&Value) -> String) {
+pub(crate) fn show(value: &Value, text: impl FnOnce(&Value) -> String) {
     if output::json_mode() {
         output::json_line(value);
     } else {

@@ -8,7 +8,7 @@ use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
-use crate::spec::{CacheMode, DiskSpec, Usage};
+use crate::spec::{CacheMode, DiskKind, DiskSpec, Usage};
 use crate::workers::Spin;
 
 /// `/etc/ferry/ferry.toml`.
@@ -72,7 +72,7 @@ impl Default for MigrationConfig {
 pub struct DiskConfig {
     /// Its name, the same on every host.
     pub id: DiskId,
-    /// Path, `memory:SIZE` or `null:SIZE`.
+    /// Path, `qcow2:PATH`, `memory:SIZE` or `null:SIZE`.
     pub path: DiskSpec,
     /// Its socket; `ID.sock` under the run directory unless set.
     pub socket_path: Option<PathBuf>,
@@ -218,6 +218,9 @@ impl DiskConfig {
         }
         if self.incoming && self.path.path().is_none() {
             return wrong("a disk that will arrive needs a path to be written to");
+        }
+        if self.incoming && matches!(self.path.kind, DiskKind::Thin(_)) {
+            return wrong("a disk arrives whole, as a raw image: give a path without qcow2:");
         }
         if self.incoming && self.read_only {
             return wrong(

@@ -6,6 +6,7 @@ mod control;
 mod daemon;
 mod demo;
 mod error;
+mod images;
 mod migrate;
 mod output;
 mod qmp;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::backend::memory::MemoryDisk;
+use ferry_dataplane::backend::thin::ThinImage;
 use ferry_dataplane::backend::{Backend, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
 
-/// `PATH`, `memory:SIZE`, `null:SIZE`, or `delay:MILLISECONDS:` before one of these.
+/// `PATH`, `qcow2:PATH`, `memory:SIZE`, `null:SIZE`, or `delay:MILLISECONDS:` before one of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskSpec {
@@ -26,8 +27,10 @@ pub struct DiskSpec {
 /// See [`DiskSpec`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiskKind {
-    /// A file or block device.
+    /// A raw file or block device.
     Path(PathBuf),
+    /// A qcow2 image: a thin disk.
+    Thin(PathBuf),
     /// Memory of the daemon, in bytes.
     Memory(u64),
     /// Nothing, of so many bytes.
@@ -90,8 +93,13 @@ impl FromStr for DiskSpec {
             DiskKind::Memory(whole_sectors(size)?)
         } else if let Some(size) = rest.strip_prefix("null:") {
             DiskKind::Null(whole_sectors(size)?)
+        } else if let Some(path) = rest.strip_prefix("qcow2:") {
+            if path.is_empty() {
+                return Err("no image is named: use qcow2:PATH".into());
+            }
+            DiskKind::Thin(path.into())
         } else if rest.is_empty() {
-            return Err("no disk is named: use PATH, memory:SIZE or null:SIZE".into());
+            return Err("no disk is named: use PATH, qcow2:PATH, memory:SIZE or null:SIZE".into());
         } else {
             DiskKind::Path(rest.into())
         };
@@ -120,6 +128,7 @@ impl fmt::Display for DiskSpec {
         }
         match &self.kind {
             DiskKind::Path(path) => path.display().fmt(f),
+            DiskKind::Thin(path) => write!(f, "qcow2:{}", path.display()),
             DiskKind::Memory(bytes) => write!(f, "memory:{bytes}"),
             DiskKind::Null(bytes) => write!(f, "null:{bytes}"),
         }
@@ -130,9 +139,19 @@ impl DiskSpec {
     /// The path, where there is one.
     pub fn path(&self) -> Option<&PathBuf> {
         match &self.kind {
-            DiskKind::Path(path) => Some(path),
+            DiskKind::Path(path) | DiskKind::Thin(path) => Some(path),
             DiskKind::Memory(_) | DiskKind::Null(_) => None,
         }
+    }
+
+    /// The same disk, at another path, where it has one.
+    pub fn at(self, path: PathBuf) -> DiskSpec {
+        let kind = match self.kind {
+            DiskKind::Path(_) => DiskKind::Path(path),
+            DiskKind::Thin(_) => DiskKind::Thin(path),
+            other => other,
+        };
+        DiskSpec { kind, ..self }
     }
 
     /// Opens what it names.
@@ -142,6 +161,7 @@ impl DiskSpec {
                 let cache = usage.cache.into();
                 Store::Image(Arc::new(Image::open_with(path, usage.read_only, cache)?))
             }
+            DiskKind::Thin(path) => Store::Thin(Arc::new(ThinImage::open(path, usage.read_only)?)),
             DiskKind::Memory(bytes) => {
                 Store::Memory(Arc::new(MemoryDisk::new(*bytes).map_err(|error| {
                     Failure::Failed(format!("cannot take {bytes} bytes of memory: {error}"))
@@ -202,6 +222,8 @@ mod tests {
         let kind = |text: &str| text.parse::<DiskSpec>().unwrap().kind;
         assert_eq!(kind("memory:1G"), DiskKind::Memory(1 << 30));
         assert_eq!(kind("null:512"), DiskKind::Null(512));
+        assert_eq!(kind("qcow2:/a/b"), DiskKind::Thin("/a/b".into()));
+        assert_eq!(kind("/a/b.qcow2"), DiskKind::Path("/a/b.qcow2".into()));
         assert_eq!(kind("/a/b.raw"), DiskKind::Path("/a/b.raw".into()));
         let slow: DiskSpec = "delay:2.5:/a".parse().unwrap();
         assert_eq!(
@@ -213,6 +235,7 @@ mod tests {
             "memory:",
             "memory:100",
             "null:-1",
+            "qcow2:",
             "delay:x:/a",
             "delay:5",
             "null:99999999T",

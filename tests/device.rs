@@ -35,3 +35,5 @@ mod stop;
 mod subblock;
 #[path = "device/tmpfs.rs"]
 mod tmpfs;
+#[path = "device/thin.rs"]
+mod thin;

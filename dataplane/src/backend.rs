@@ -5,14 +5,16 @@
 //!
 //! - Ranges and lengths were checked against [`Backend::geometry`] before; a backend may assume
 //!   them.
-//! - Requests on a file or device go through the worker's ring and complete later. What is mapped,
-//!   memory and files on tmpfs, and null complete inside the call.
+//! - Requests on a file or device go through the worker's ring and complete later; a thin disk's go
+//!   to threads that may block, and complete later too. What is mapped, memory and files on tmpfs,
+//!   and null complete inside the call.
 //! - A failure is a status of that request alone.
 
 pub mod delay;
 pub mod file;
 pub mod mapped;
 pub mod memory;
+pub mod thin;
 
 use std::io;
 use std::ops::Range;
@@ -24,12 +26,15 @@ use crate::lifecycle::Geometry;
 use file::Image;
 use mapped::Mapping;
 use memory::MemoryDisk;
+use thin::ThinImage;
 
 /// What holds a disk's bytes.
 #[derive(Debug, Clone)]
 pub enum Store {
     /// A file or block device.
     Image(Arc<Image>),
+    /// A qcow2 image, as a rule an overlay on a base; served off the worker's thread.
+    Thin(Arc<ThinImage>),
     /// Anonymous memory of this daemon; gone with it.
     Memory(Arc<MemoryDisk>),
     /// Nothing: writes vanish, reads leave the guest's buffer as it was.
@@ -75,6 +80,7 @@ impl Backend {
     pub fn geometry(&self) -> Geometry {
         match &self.store {
             Store::Image(image) => image.geometry(),
+            Store::Thin(image) => image.geometry(),
             Store::Memory(memory) => Geometry {
                 capacity_bytes: memory.capacity_bytes(),
                 block_bytes: 512,
@@ -98,7 +104,7 @@ impl Backend {
         match &self.store {
             Store::Memory(memory) => Some(memory.mapping()),
             Store::Image(image) => image.mapping(),
-            Store::Null { .. } | Store::Pending { .. } => None,
+            Store::Thin(_) | Store::Null { .. } | Store::Pending { .. } => None,
         }
     }
 
@@ -107,7 +113,7 @@ impl Backend {
         match &self.store {
             Store::Memory(memory) => Some(memory.mapping().file().as_raw_fd()),
             Store::Image(image) => Some(image.as_raw_fd()),
-            Store::Null { .. } | Store::Pending { .. } => None,
+            Store::Thin(_) | Store::Null { .. } | Store::Pending { .. } => None,
         }
     }
 
@@ -115,6 +121,7 @@ impl Backend {
     pub fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
         match &self.store {
             Store::Image(image) => image.read_at(offset_bytes, buf, len),
+            Store::Thin(image) => image.read_at(offset_bytes, buf, len),
             Store::Memory(memory) => memory.mapping().read(offset_bytes, &mut buf[..len]),
             Store::Null { .. } | Store::Pending { .. } => {
                 buf[..len].fill(0);
@@ -127,6 +134,7 @@ impl Backend {
     pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
         match &self.store {
             Store::Image(image) => image.next_data(offset_bytes),
+            Store::Thin(image) => image.next_data(offset_bytes),
             Store::Memory(memory) => memory.mapping().next_data(offset_bytes),
             Store::Null { .. } | Store::Pending { .. } => Ok(None),
         }

@@ -81,6 +81,21 @@ pub const FLOOR_PAUSE_MIN: u32 = 256;
 /// See [`FLOOR_PAUSE_MIN`].
 pub const FLOOR_PAUSE_MAX: u32 = 65_536;
 
+/// Threads of this process that do the I/O of thin disks, whatever the number of disks.
+pub const THIN_THREADS: usize = 4;
+
+/// Jobs of thin disks that may wait for those threads; more wait at their workers.
+pub const THIN_QUEUE: usize = 1024;
+
+/// Images that a thin disk may be made of, its own included.
+pub const THIN_CHAIN_MAX: usize = 16;
+
+/// Largest qcow2 file that is written to, in bytes.
+pub const THIN_FILE_BYTES_MAX: u64 = 64 << 40;
+
+/// How soon a job that found the queue of thin disks full is tried again, in nanoseconds.
+pub const THIN_RETRY_NS: u64 = 200_000;
+
 const _: () = assert!(SLOTS_PER_WORKER + QUEUES_PER_WORKER + 16 <= COMPLETION_ENTRIES as usize);
 const _: () = assert!(BOUNCE_BYTES.is_multiple_of(BLOCK_BYTES_MAX));
 const _: () = assert!(BOUNCE_BUFFERS < BUFFERS_PER_WORKER as usize);

@@ -61,7 +61,7 @@ impl Token {
 }
 
 /// What to do with a slot's memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transfer {
     Read,
     Write,

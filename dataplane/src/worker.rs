@@ -26,6 +26,7 @@ pub(crate) mod lane;
 mod mirror;
 mod pinned;
 mod polling;
+mod thin;
 mod thread;
 
 use std::io as stdio;
@@ -46,6 +47,7 @@ use command::{Command, Wake};
 use floor::PollFloor;
 use lane::Lane;
 use pinned::Pieces;
+use thin::ThinPort;
 pub use thread::{Worker, WorkerHandle, WorkerOptions};
 
 /// How a queue is watched.
@@ -97,6 +99,7 @@ pub(crate) struct Core {
     pool: BouncePool,
     /// Guest memory that is registered.
     pieces: Pieces,
+    thin: ThinPort,
     /// Lanes with a queue in [`Mode::Polled`].
     active: Vec<u32>,
     /// Which of them is asked first in this turn.
@@ -140,6 +143,7 @@ impl Core {
             free_lanes: Vec::new(),
             pool: BouncePool::new(&mut ring),
             pieces: Pieces::default(),
+            thin: ThinPort::new(wake.clone()),
             active: Vec::new(),
             first: 0,
             touched: Vec::new(),
@@ -178,6 +182,7 @@ impl Core {
         self.retry_flushes();
         self.ring.submit()?;
         self.reap();
+        self.reap_thin();
         self.tend_lanes();
         self.publish();
         self.let_go();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ferry_migration::lease::FileStore;
 
 use crate::error::{Done, Failure};
-use crate::spec::{DiskKind, DiskSpec};
+use crate::spec::DiskSpec;
 
 /// Links followed before they count as a circle, as many as the kernel follows.
 const LINKS_MAX: usize = 40;
@@ -54,10 +54,7 @@ impl Place {
         if self.is_device {
             return disk;
         }
-        DiskSpec {
-            kind: DiskKind::Path(self.path.clone()),
-            ..disk
-        }
+        disk.at(self.path.clone())
     }
 }
 

@@ -23,7 +23,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 }
 
 /// What any disk that keeps its bytes must do.
-fn every_request(host: &Host, backend: &Backend, block: u32) {
+pub fn every_request(host: &Host, backend: &Backend, block: u32) {
     let served = host.serve(backend, 1);
     let mut guest = Guest::start(&served, 1);
     let config = guest.vmm.config();

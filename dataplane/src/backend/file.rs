@@ -358,7 +358,7 @@ fn open_direct(options: &OpenOptions, path: &Path) -> Result<(File, bool), Image
 }
 
 /// Whether `path` leads to this very file.
-fn names(path: &Path, file: &File) -> io::Result<bool> {
+pub(super) fn names(path: &Path, file: &File) -> io::Result<bool> {
     let held = file.metadata()?;
     match std::fs::metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
@@ -367,7 +367,7 @@ fn names(path: &Path, file: &File) -> io::Result<bool> {
     }
 }
 
-fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
+pub(super) fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
     let began = Instant::now();
     let mut waited = false;
     loop {

@@ -230,6 +230,11 @@ impl Core {
                     .transfer_bounce((id, slot), target, kind, offset, (at, len));
                 self.check_pushed(id, pushed);
             }
+            (None, Store::Thin(image)) => {
+                let image = image.clone();
+                let reads = kind == Transfer::Read;
+                self.thin_transfer(id, image, reads, offset, (at, len));
+            }
             (None, Store::Null { .. }) => self.chunk_done(id, chunk),
             (None, _) => self.finish(id, Status::IoError),
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Core;
 use super::lane::{of, of_mut};
 use crate::backend::Store;
+use crate::backend::thin::pool::Work;
 use crate::request::Status;
 use crate::slots::{SlotList, Stage};
 
@@ -58,7 +59,7 @@ impl Core {
             let intact = mapping.flush();
             return self.finish_inline(id, intact);
         }
-        if !matches!(lane.backend.store, Store::Image(_)) {
+        if !matches!(lane.backend.store, Store::Image(_) | Store::Thin(_)) {
             return self.finish(id, Status::Ok);
         }
         slot.stage = Stage::Waiting;
@@ -92,7 +93,12 @@ impl Core {
     pub(super) fn push_flush(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         let lane_id = slot.lane;
-        let Some(target) = of(&self.lanes, lane_id).target else {
+        let lane = of(&self.lanes, lane_id);
+        if let Store::Thin(image) = &lane.backend.store {
+            let image = image.clone();
+            return self.thin_work(id, image, Work::Flush);
+        }
+        let Some(target) = lane.target else {
             return self.end_flush(lane_id, Status::IoError);
         };
         if let Err(error) = self.ring.flush((id, slot), target) {

@@ -10,6 +10,7 @@ use super::flush::TURN_CHECK_NS;
 use super::lane::{Gate, of};
 use super::{Core, Mode};
 use crate::clock::now_ns;
+use crate::limits::THIN_RETRY_NS;
 use crate::ring::Token;
 
 impl Core {
@@ -87,7 +88,7 @@ impl Core {
         if !self.active.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
             return Ok(());
         }
-        if self.pool.can_go_on() {
+        if self.pool.can_go_on() || self.thin.has_work() {
             return Ok(());
         }
         if self.stopping && self.slots.in_use() == 0 {
@@ -98,7 +99,7 @@ impl Core {
             self.wake_armed = true;
         }
         self.wake.going_to_sleep();
-        if commands.is_empty() && !self.acknowledged() {
+        if commands.is_empty() && !self.acknowledged() && !self.thin.has_work() {
             self.account();
             self.ring.wait(self.next_event())?;
             let now_ns = now_ns();
@@ -113,9 +114,11 @@ impl Core {
     fn next_event(&self) -> Option<Duration> {
         let lanes = self.tended.iter().map(|&id| of(&self.lanes, id));
         let turn = (!self.flush_later.is_empty()).then_some(self.now_ns + TURN_CHECK_NS);
+        let retry = self.thin.waits().then_some(self.now_ns + THIN_RETRY_NS);
         let due = lanes
             .filter_map(|lane| lane.next_event_ns(self.now_ns))
             .chain(turn)
+            .chain(retry)
             .min()?;
         Some(Duration::from_nanos(due.saturating_sub(self.now_ns).max(1)))
     }

@@ -6,6 +6,7 @@
 use super::Core;
 use super::lane::{of, of_mut};
 use crate::backend::Store;
+use crate::backend::thin::pool::Work;
 use crate::limits::ZERO_INLINE_BYTES;
 use crate::request::{Completion, Op, Status};
 use crate::ring::Transfer;
@@ -88,7 +89,7 @@ impl Core {
                     Store::Image(image) if !partial && image.takes(&slot.segments) => {
                         self.direct(id);
                     }
-                    Store::Image(_) => self.bounce(id),
+                    Store::Image(_) | Store::Thin(_) => self.bounce(id),
                     Store::Null { .. } => self.finish(id, Status::Ok),
                     Store::Memory(_) | Store::Pending { .. } => self.finish(id, Status::IoError),
                 }
@@ -129,7 +130,12 @@ impl Core {
             Store::Null { .. } => self.finish(id, Status::Ok),
             Store::Pending { .. } => self.finish(id, Status::IoError),
             // Part of a block cannot be given back: zeroes are written as any data would be.
-            Store::Image(_) if partial => self.bounce(id),
+            Store::Image(_) | Store::Thin(_) if partial => self.bounce(id),
+            Store::Thin(image) => {
+                let image = image.clone();
+                slot.stage = Stage::Zeroing;
+                self.thin_work(id, image, Work::Zero { unmap: !keep });
+            }
             Store::Image(_) | Store::Memory(_) => self.allocate(id, Stage::Zeroing, mode),
         }
     }
