@@ -16,3 +16,5 @@ mod moves;
 mod rig;
 #[path = "daemon/workers.rs"]
 mod workers;
+#[path = "daemon/thin.rs"]
+mod thin;

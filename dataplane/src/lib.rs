@@ -9,7 +9,7 @@
 //!                    │       └ waits: range, buffer│                └ waits: mirror, delay
 //!                    └ owns guest memory, bounce buffer until the CQE
 //!                                                  ▼
-//!                              Backend: image (O_DIRECT), memory, null
+//!                              Backend: image (O_DIRECT), memory, null, thin (a pool)
 //! ```
 //!
 //! # Glossary
@@ -24,7 +24,7 @@
 //!
 //! Control reaches a worker as bounded messages between two polls. Time is read in one place
 //! ([`clock`]) and passed on. Every bound has a name ([`limits`]). Unsafe code is in `ring`, `sys`,
-//! `buffer`, `guard`, `segments` and `backend::mapped` alone.
+//! `buffer`, `guard`, `segments`, `backend::mapped` and `backend::thin::storage` alone.
 
 pub mod backend;
 pub mod buffer;

@@ -250,13 +250,7 @@ impl ThinImage {
             return self.change(|access| access.write_zeroes(range.start, range.end - range.start));
         }
         let freed = self.own_clusters(range.clone())?;
-        // SAFETY: nobody uses a mapping of the image meanwhile: all I/O holds `tables`, and this
-        // holds it alone.
-        #[allow(unsafe_code)]
-        let done = unsafe {
-            self.access
-                .discard_to_zero_unsafe(range.start, range.end - range.start)
-        };
+        let done = storage::discard(&self.access, &range, &mut tables);
         self.write_out(&mut tables)?;
         done?;
         for extent in freed {

@@ -27,7 +27,10 @@ pub(super) struct Base {
 /// Device, inode and format of a base.
 type Key = (u64, u64, Format);
 
-static OPEN: Mutex<Option<HashMap<Key, (Weak<Access>, usize)>>> = Mutex::new(None);
+/// The bases that are open, and how high each stands.
+type Bases = HashMap<Key, (Weak<Access>, usize)>;
+
+static OPEN: Mutex<Option<Bases>> = Mutex::new(None);
 
 /// The base that `overlay` names.
 pub(super) fn of(overlay: &Path, backing: &Backing) -> Result<Base, ThinError> {

@@ -168,6 +168,18 @@ impl ThinFile {
     }
 }
 
+/// Gives the range's clusters back to the image; they read as zeroes then. `_alone` says that
+/// nobody else uses the image.
+pub(super) fn discard(
+    access: &Access,
+    range: &Range<u64>,
+    _alone: &mut super::Tables,
+) -> io::Result<()> {
+    // SAFETY: nobody uses a mapping of the image meanwhile: all its I/O holds its tables' lock, and
+    // the caller holds it alone, as the `&mut` shows.
+    unsafe { access.discard_to_zero_unsafe(range.start, range.end - range.start) }
+}
+
 /// Size of a file or block device in bytes.
 pub(super) fn size_of(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;

@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 /// Bytes that differ from place to place.
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
-        .map(|at| (at / 512 * 7 + at) as u8 ^ seed)
+        .map(|at| (at / 512 * 7 + at).to_le_bytes()[0] ^ seed)
         .collect()
 }
 
@@ -258,7 +258,6 @@ fn circles_pipes_and_protocols_are_refused() {
         ThinImage::open(&path, true).unwrap_err()
     };
     let padded = |text: &str| format!("{text}{}", "/".repeat(name.len() - text.len()));
-    let dots = |text: &str| format!("{}{text}", "./".repeat((name.len() - text.len()) / 2));
     assert!(matches!(
         with(padded("nbd:somewhere"), "raw"),
         ThinError::Unsupported { .. }
@@ -267,17 +266,11 @@ fn circles_pipes_and_protocols_are_refused() {
         with(padded("/dev/null"), "raw"),
         ThinError::Image(_)
     ));
-    // A circle, whichever way its name is padded.
-    let circle = dots("try.qcow2");
-    if circle.len() == name.len() {
-        assert!(matches!(with(circle, "qcow2"), ThinError::TooDeep { .. }));
-    } else {
-        let circle = dots("/try.qcow2").replacen("//", "/", 1);
-        let circle = format!("{}{circle}", "/".repeat(0));
-        if circle.len() == name.len() {
-            assert!(matches!(with(circle, "qcow2"), ThinError::TooDeep { .. }));
-        }
-    }
+    let circle = format!(
+        ".{}try.qcow2",
+        "/".repeat(name.len() - "try.qcow2".len() - 1)
+    );
+    assert!(matches!(with(circle, "qcow2"), ThinError::TooDeep { .. }));
 }
 
 #[test]
