@@ -14,7 +14,7 @@ mod killed;
 mod moves;
 #[path = "daemon/rig.rs"]
 mod rig;
-#[path = "daemon/workers.rs"]
-mod workers;
 #[path = "daemon/thin.rs"]
 mod thin;
+#[path = "daemon/workers.rs"]
+mod workers;

@@ -33,7 +33,7 @@ mod rig;
 mod stop;
 #[path = "device/subblock.rs"]
 mod subblock;
-#[path = "device/tmpfs.rs"]
-mod tmpfs;
 #[path = "device/thin.rs"]
 mod thin;
+#[path = "device/tmpfs.rs"]
+mod tmpfs;
