@@ -110,10 +110,16 @@ proptest! {
             .zip(&placed)
             .map(|(disk, &(worker, percent))| load(disk, worker, percent))
             .collect();
-        let at_first = *busy(workers, &loads).iter().max().unwrap();
+        // The busiest first: several may be as busy as the busiest, and one is bettered at a time.
+        let ranked = |loads: &[Load]| {
+            let mut all = busy(workers, loads);
+            all.sort_unstable_by(|a, b| b.cmp(a));
+            all
+        };
+        let at_first = ranked(&loads);
         let count = loads.len();
         let moves = watch(&mut loads, workers, 1000);
-        let at_last = *busy(workers, &loads).iter().max().unwrap();
+        let at_last = ranked(&loads);
         prop_assert!(at_last <= at_first);
         prop_assert!(moves.is_empty() || at_last < at_first);
         prop_assert!(moves.len() <= 2 * count, "{} moves of {count} loads", moves.len());
