@@ -1,5 +1,5 @@
-//! Tests with real guests under QEMU: the disk as a guest sees it, and moves of
-//! a running guest between two daemons.
+//! Tests with real guests under QEMU: the disk as a guest sees it, moves of a
+//! running guest between two daemons, and daemons that are killed under it.
 //!
 //! ```text
 //!   cargo test --test qemu                       all of them, one after another
@@ -12,6 +12,8 @@ mod broken_moves;
 #[path = "qemu/disk.rs"]
 mod disk;
 mod harness;
+#[path = "qemu/kills.rs"]
+mod kills;
 #[path = "qemu/moves.rs"]
 mod moves;
 #[path = "qemu/rig.rs"]
@@ -29,6 +31,7 @@ fn main() {
         disk::trials(),
         moves::trials(),
         broken_moves::trials(),
+        kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
 }

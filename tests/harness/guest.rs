@@ -25,6 +25,10 @@ pub struct Machine {
     pub queues: u16,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// How often QEMU tries to reach a disk's server that went away.
+    pub reconnect_ms: u32,
+    /// Whether it has a second port, for a program in the guest.
+    pub second_port: bool,
 }
 
 impl Default for Machine {
@@ -32,6 +36,8 @@ impl Default for Machine {
         Self {
             queues: 4,
             memory_mib: 256,
+            reconnect_ms: 200,
+            second_port: false,
         }
     }
 }
@@ -42,6 +48,7 @@ pub struct Qemu {
     /// The monitor of the harness.
     pub qmp: Qmp,
     serial: Serial,
+    second_port: Option<Serial>,
     /// A second monitor, for Ferry: one monitor serves one client at a time.
     pub ferry_qmp: PathBuf,
 }
@@ -72,10 +79,18 @@ impl Qemu {
         let ferry_qmp = ferry_qmp(dir, name);
         let log = dir.path(format!("{name}-commands.log"));
         let console = dir.path(format!("{name}-console.log"));
-        let serial = Serial::new(&dir.path(format!("{name}.fifo")), &log)?;
+        let serial = Serial::new("commands", &dir.path(format!("{name}.fifo")), &log)?;
         let mut arguments = machine_arguments(machine)?;
         arguments.extend(disk_arguments(machine, disks));
+        arguments.extend(["-device".into(), "virtio-serial-pci".into()]);
         arguments.extend(serial.arguments());
+        let mut second_port = None;
+        if machine.second_port {
+            let fifo = dir.path(format!("{name}-second.fifo"));
+            let port = Serial::new("second", &fifo, &dir.path(format!("{name}-second.log")))?;
+            arguments.extend(port.arguments());
+            second_port = Some(port);
+        }
         arguments.extend(["-serial".into(), format!("file:{}", console.display())]);
         for socket in [&qmp_socket, &ferry_qmp] {
             arguments.extend([
@@ -93,6 +108,7 @@ impl Qemu {
             process,
             qmp,
             serial,
+            second_port,
             ferry_qmp,
         })
     }
@@ -107,6 +123,13 @@ impl Qemu {
         let process = &mut self.process;
         self.serial
             .wait_for(what, limit, || process.ensure_alive(), find)
+    }
+
+    /// The second port, and the process that must live meanwhile.
+    fn second_port(&mut self) -> Check<(&mut Serial, &mut Process)> {
+        let port = self.second_port.as_mut();
+        let port = port.ok_or_else(|| Failure("this machine has one port".to_owned()))?;
+        Ok((port, &mut self.process))
     }
 
     /// The process itself.
@@ -165,8 +188,9 @@ fn disk_arguments(machine: &Machine, disks: &[&Path]) -> Vec<String> {
     for (index, socket) in disks.iter().enumerate() {
         arguments.push("-chardev".to_owned());
         arguments.push(format!(
-            "socket,id=disk{index},path={},reconnect-ms=200",
-            socket.display()
+            "socket,id=disk{index},path={},reconnect-ms={}",
+            socket.display(),
+            machine.reconnect_ms
         ));
         arguments.push("-device".to_owned());
         arguments.push(format!(
@@ -278,6 +302,22 @@ impl Guest {
             "in the guest, {command:?} ended with {status}: {out}"
         );
         Ok(out)
+    }
+
+    /// Sends a line to the program at the second port.
+    pub fn tell_second_port(&mut self, line: &str) -> Check {
+        self.qemu.second_port()?.0.send(line)
+    }
+
+    /// Waits for something on the second port.
+    pub fn wait_second_port<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        find: impl FnMut(&str) -> Option<T>,
+    ) -> Check<T> {
+        let (port, process) = self.qemu.second_port()?;
+        port.wait_for(what, limit, || process.ensure_alive(), find)
     }
 
     /// Starts a command beside the others; see `bg` in tests/guest/init.

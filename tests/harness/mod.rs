@@ -25,6 +25,7 @@ pub mod pair;
 pub mod process;
 pub mod qmp;
 pub mod serial;
+pub mod serve;
 pub mod storage_daemon;
 pub mod trial;
 pub mod verifier;

@@ -1,5 +1,6 @@
-//! The guest's command port, seen from outside: a virtio serial port, since the
-//! emulated UART loses bytes under load.
+//! The guest's ports, seen from outside: virtio serial ports, since the emulated
+//! UART loses bytes under load. One is for commands; a second one, where a test
+//! wants it, belongs to a program in the guest.
 //!
 //! What the guest sends goes to a file, what it receives comes from a FIFO. Not
 //! a socket: the file is the log as well, and is never full.
@@ -17,8 +18,9 @@ use crate::ensure;
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// One end of a command port.
+/// One end of a port.
 pub struct Serial {
+    name: &'static str,
     fifo: File,
     fifo_path: PathBuf,
     log: PathBuf,
@@ -28,7 +30,7 @@ pub struct Serial {
 
 impl Serial {
     /// Makes a port; what is heard is in the file `log`.
-    pub fn new(fifo_path: &Path, log: &Path) -> Check<Self> {
+    pub fn new(name: &'static str, fifo_path: &Path, log: &Path) -> Check<Self> {
         let made = Command::new("mkfifo").arg(fifo_path).status()?;
         ensure!(made.success(), "cannot make {}", fifo_path.display());
         // For reading too: opening does not wait for QEMU then, and QEMU never
@@ -38,6 +40,7 @@ impl Serial {
         let reader = File::open(log)?;
         let (fifo_path, log) = (fifo_path.to_owned(), log.to_owned());
         Ok(Self {
+            name,
             fifo,
             fifo_path,
             log,
@@ -46,16 +49,14 @@ impl Serial {
         })
     }
 
-    /// QEMU's arguments for its end.
+    /// QEMU's arguments for its end; the machine has a virtio-serial device.
     pub fn arguments(&self) -> Vec<String> {
-        let (out, input) = (self.log.display(), self.fifo_path.display());
+        let (name, out, input) = (self.name, self.log.display(), self.fifo_path.display());
         [
             "-chardev",
-            &format!("file,id=port,path={out},append=on,input-path={input}"),
+            &format!("file,id={name},path={out},append=on,input-path={input}"),
             "-device",
-            "virtio-serial-pci",
-            "-device",
-            "virtserialport,chardev=port,name=commands",
+            &format!("virtserialport,chardev={name},name={name}"),
         ]
         .map(ToOwned::to_owned)
         .into()

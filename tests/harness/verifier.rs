@@ -1,7 +1,7 @@
 //! The stamped verifier inside the guest: it never pauses, knows what every
 //! sector must hold, and reads all of it again at the end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::guest::Guest;
 use super::wait::{secs, wait_for};
@@ -13,6 +13,8 @@ const NAME: &str = "verify";
 const FINISH_LIMIT: Duration = secs(180);
 /// How long a guest's disk may stand still before the guest is said to hang.
 const PROGRESS_LIMIT: Duration = secs(40);
+/// How long a verifier may take to answer a question.
+const ANSWER_LIMIT: Duration = secs(30);
 
 /// One line of its report.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,6 +29,9 @@ pub struct Report {
     pub inflight: u64,
     /// Sectors read again and compared; known at the end.
     pub sectors_checked: u64,
+    /// The longest time without a completion since the answer before, in
+    /// microseconds; known to [`Asked`] only.
+    pub stall_us: u64,
 }
 
 /// A verifier that runs.
@@ -100,6 +105,94 @@ impl Verifier {
     }
 }
 
+/// A verifier that answers over the guest's second port, so that what it has
+/// counted is known to lie after the question.
+pub struct Asked {
+    pub questions: u64,
+}
+
+impl Asked {
+    /// Starts it on the guest's first disk. `flags` are more of its flags.
+    pub fn start(guest: &mut Guest, flags: &str) -> Check<Self> {
+        let port = guest.expect("rm -f /tmp/stop; ls /dev/vport*p2")?;
+        let port = port.trim();
+        guest.spawn_bg(
+            NAME,
+            &format!(
+                "ferry-bench device /dev/vda {flags} --stop-file /tmp/stop --ask <>{port} >&0"
+            ),
+        )?;
+        Ok(Self { questions: 0 })
+    }
+
+    /// Where it stands now; fails if it has found a fault.
+    pub fn ask(&mut self, guest: &mut Guest) -> Check<Report> {
+        self.questions += 1;
+        let number = self.questions;
+        guest.tell_second_port(&number.to_string())?;
+        let end = format!(" mark={number}\n");
+        let (line, fault) =
+            guest.wait_second_port("the verifier's answer", ANSWER_LIMIT, |text| {
+                let text = text.replace('\r', "");
+                if let Some(fault) = text.find("VERIFY-MISMATCH ") {
+                    return Some((text[fault..].to_owned(), true));
+                }
+                let to = text.rfind(&end)?;
+                let from = text[..to].rfind("VERIFY ")?;
+                Some((text[from..to].to_owned(), false))
+            })?;
+        ensure!(!fault, "the verifier in the guest says: {line}");
+        let report = parse(&line);
+        ensure!(
+            report.errors == 0 && report.mismatches == 0,
+            "the verifier in the guest says: {line}"
+        );
+        Ok(report)
+    }
+
+    /// Waits until a request that was begun after `since` is done; returns
+    /// the last answer, with the longest stall of all.
+    pub fn wait_progress(&mut self, guest: &mut Guest, since: &Report) -> Check<Report> {
+        let wanted = since.ops + since.inflight;
+        let began = Instant::now();
+        let mut stall_us = since.stall_us;
+        loop {
+            let now = self.ask(guest)?;
+            stall_us = stall_us.max(now.stall_us);
+            if now.ops > wanted {
+                return Ok(Report { stall_us, ..now });
+            }
+            if began.elapsed() > PROGRESS_LIMIT {
+                guest.ensure_no_disk_errors()?;
+                return Err(Failure(format!(
+                    "no progress in the guest for {PROGRESS_LIMIT:?}: {now:?}, since {since:?}"
+                )));
+            }
+        }
+    }
+
+    /// Ends it, and requires that it found all it wrote, without one error.
+    pub fn finish(self, guest: &mut Guest) -> Check<Report> {
+        guest.expect("touch /tmp/stop")?;
+        let line = guest.wait_second_port("the verifier's end", FINISH_LIMIT, |text| {
+            let from = text.rfind("VERIFY-DONE ")?;
+            Some(text[from..from + text[from..].find('\n')?].to_owned())
+        })?;
+        let report = parse(&line);
+        ensure!(
+            report.errors == 0 && report.mismatches == 0,
+            "the verifier in the guest found faults: {line}"
+        );
+        ensure!(
+            report.ops > 0 && report.sectors_checked > 0,
+            "the verifier in the guest did nothing: {line}"
+        );
+        guest.finish_bg(NAME, FINISH_LIMIT)?;
+        guest.ensure_no_disk_errors()?;
+        Ok(report)
+    }
+}
+
 /// Reads `key=value` words; a key that is not there counts as zero.
 fn parse(line: &str) -> Report {
     let value = |key: &str| {
@@ -115,5 +208,6 @@ fn parse(line: &str) -> Report {
         mismatches: value("mismatches"),
         inflight: value("inflight"),
         sectors_checked: value("sectors_checked"),
+        stall_us: value("stall_us"),
     }
 }

@@ -1,12 +1,14 @@
 //! `ferry-bench device`.
 //!
 //! One line a second on stdout, flushed at once: whoever started it may only
-//! have a guest's serial line to read.
+//! have a guest's serial line to read. With `--ask` one more for each line on
+//! stdin, so that what is counted can be told to lie after an event outside.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use ferry_bench::device::{self, DevicePlan, RingPort};
@@ -28,6 +30,11 @@ pub(super) struct Args {
     /// Stop at a line on stdin, or at its end
     #[arg(long)]
     until_stdin_eof: bool,
+    /// Answer each line on stdin with a VERIFY line that repeats its first word
+    /// as `mark`, and tells the longest time without a completion since the
+    /// answer before
+    #[arg(long, conflicts_with = "until_stdin_eof")]
+    ask: bool,
     /// Threads, each with an io_uring
     #[arg(long, default_value_t = 4)]
     queues: u16,
@@ -76,9 +83,10 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
         seed: args.seed,
     };
     plan.check()?;
+    let questions = args.ask.then(questions);
     let verifier = device::start(&plan)?;
     let began = Instant::now();
-    let told_so_far = load(&verifier, &stop, began);
+    let told_so_far = load(&verifier, &stop, questions.as_ref(), began);
     let seconds = began.elapsed().as_secs_f64();
     let mut next = Instant::now();
     let verdict = verifier.finish(|checked, total| {
@@ -107,12 +115,36 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     Ok(verdict.is_clean())
 }
 
+/// The words asked on stdin.
+fn questions() -> Receiver<String> {
+    let (ask, asked) = channel();
+    // Left behind at the end, as the thread of `Stop` is.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let word = line.split_whitespace().next().unwrap_or_default();
+            if ask.send(word.to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    asked
+}
+
 /// Runs until it is time to stop; returns the number of mismatches told.
-fn load(verifier: &Verifier<RingPort>, stop: &Stop, began: Instant) -> usize {
+fn load(
+    verifier: &Verifier<RingPort>,
+    stop: &Stop,
+    questions: Option<&Receiver<String>>,
+    began: Instant,
+) -> usize {
     let mut count = 0;
     let mut next = began + Duration::from_secs(1);
     while !stop.is_due(began) && !verifier.has_failed() {
-        std::thread::sleep(Duration::from_millis(50));
+        if let Some(word) = next_question(questions) {
+            let line = status(tick(began), &verifier.progress());
+            let stall_us = verifier.take_gap().as_micros();
+            say(&format!("{line} stall_us={stall_us} mark={word}"));
+        }
         if Instant::now() >= next {
             next += Duration::from_secs(1);
             say(&status(tick(began), &verifier.progress()));
@@ -123,6 +155,17 @@ fn load(verifier: &Verifier<RingPort>, stop: &Stop, began: Instant) -> usize {
         }
     }
     count
+}
+
+/// Waits a moment for a question.
+fn next_question(questions: Option<&Receiver<String>>) -> Option<String> {
+    const MOMENT: Duration = Duration::from_millis(50);
+    match questions.map(|asked| asked.recv_timeout(MOMENT)) {
+        Some(Ok(word)) => return Some(word),
+        Some(Err(RecvTimeoutError::Timeout)) => {}
+        Some(Err(RecvTimeoutError::Disconnected)) | None => std::thread::sleep(MOMENT),
+    }
+    None
 }
 
 fn status(t: u64, p: &Progress) -> String {

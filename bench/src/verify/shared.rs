@@ -64,6 +64,8 @@ pub(super) struct Shared {
     began: Instant,
     last_done_ns: AtomicU64,
     gap_max_ns: AtomicU64,
+    /// As `gap_max_ns`, since it was last taken.
+    gap_untaken_ns: AtomicU64,
     findings: Mutex<Vec<Finding>>,
     told: AtomicU64,
     sweep: Mutex<VecDeque<Span>>,
@@ -85,6 +87,7 @@ impl Shared {
             began: Instant::now(),
             last_done_ns: AtomicU64::new(0),
             gap_max_ns: AtomicU64::new(0),
+            gap_untaken_ns: AtomicU64::new(0),
             findings: Mutex::new(Vec::new()),
             told: AtomicU64::new(0),
             sweep: Mutex::new(VecDeque::new()),
@@ -111,12 +114,13 @@ impl Shared {
         let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let last = self.last_done_ns.swap(now, Ordering::Relaxed);
         // Another thread may have been a little later; that is no gap.
-        self.gap_max_ns
-            .fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+        let gap = now.saturating_sub(last);
+        self.gap_max_ns.fetch_max(gap, Ordering::Relaxed);
+        self.gap_untaken_ns.fetch_max(gap, Ordering::Relaxed);
     }
 
     pub fn take_gap(&self) -> Duration {
-        Duration::from_nanos(self.gap_max_ns.swap(0, Ordering::Relaxed))
+        Duration::from_nanos(self.gap_untaken_ns.swap(0, Ordering::Relaxed))
     }
 
     pub fn report(&self, wrong: Vec<Mismatch>) {
