@@ -8,6 +8,8 @@
 
 #[path = "daemon/adding.rs"]
 mod adding;
+#[path = "daemon/crashes.rs"]
+mod crashes;
 #[path = "daemon/killed.rs"]
 mod killed;
 #[path = "daemon/moves.rs"]

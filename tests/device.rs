@@ -1,5 +1,5 @@
 //! The device as a front-end sees it, served and driven in this process: requests, rings that break
-//! the rules, stop and start, the dirty log, the mirror and the gate.
+//! the rules, stop and start, what a dead predecessor left, the dirty log, the mirror and the gate.
 //!
 //! ```text
 //!   cargo test --test device            all of them
@@ -15,6 +15,8 @@ mod gate;
 mod hostile;
 #[path = "device/idle.rs"]
 mod idle;
+#[path = "device/inflight.rs"]
+mod inflight;
 #[path = "device/log.rs"]
 mod log;
 #[path = "device/messages.rs"]

@@ -102,32 +102,57 @@ pub fn ferry(words: &[&str]) -> Said {
     Said { code, out, err }
 }
 
+/// A `ferry` that was told to serve.
+pub struct Starting {
+    process: Process,
+    told: mpsc::Receiver<String>,
+    log: PathBuf,
+}
+
+impl Starting {
+    /// Starts it; its log goes to the end of `log`.
+    pub fn new(log: &Path, words: &[&str]) -> Starting {
+        let err = File::options().create(true).append(true).open(log).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
+            .args(words)
+            .arg("--json")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(err)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let process = Process(child);
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = tell.send(line);
+        });
+        Starting {
+            process,
+            told,
+            log: log.to_owned(),
+        }
+    }
+
+    /// Waits until it says that it serves.
+    pub fn ready(self) -> (Process, Value) {
+        let line = self.told.recv_timeout(PATIENCE).unwrap_or_default();
+        let ready = serde_json::from_str(&line).unwrap_or_else(|_| {
+            panic!(
+                "ferry did not start: {}",
+                std::fs::read_to_string(&self.log).unwrap()
+            )
+        });
+        (self.process, ready)
+    }
+}
+
 /// Starts a `ferry` that serves, and waits until it says that it does.
 pub fn serving(log: &Path, words: &[&str]) -> (Process, Value) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
-        .args(words)
-        .arg("--json")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(File::create(log).unwrap())
-        .spawn()
-        .unwrap();
-    let stdout = child.stdout.take().unwrap();
-    let process = Process(child);
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let _ = BufReader::new(stdout).read_line(&mut line);
-        let _ = tell.send(line);
-    });
-    let line = told.recv_timeout(PATIENCE).unwrap_or_default();
-    let ready = serde_json::from_str(&line).unwrap_or_else(|_| {
-        panic!(
-            "ferry {words:?} did not start: {}",
-            std::fs::read_to_string(log).unwrap()
-        )
-    });
-    (process, ready)
+    let _ = std::fs::remove_file(log);
+    Starting::new(log, words).ready()
 }
 
 /// A daemon and its directory.

@@ -108,7 +108,7 @@ impl Verifier {
 /// A verifier that answers over the guest's second port, so that what it has
 /// counted is known to lie after the question.
 pub struct Asked {
-    pub questions: u64,
+    questions: u64,
 }
 
 impl Asked {
