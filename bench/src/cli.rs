@@ -2,7 +2,9 @@
 
 mod blk;
 mod device;
+mod peers;
 mod size;
+mod stock;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,10 @@ enum Command {
     Blk(blk::Args),
     /// The verified load on a block device or file, with O_DIRECT and io_uring
     Device(device::Args),
+    /// Ferry beside its peers, in one table of ratios
+    Peers(peers::Args),
+    /// A vhost-user-blk server built on the usual framework, to be measured against
+    Stock(stock::Args),
 }
 
 /// Exit codes: 0 done and clean, 1 failed or not clean, 2 wrong usage.
@@ -31,6 +37,8 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         Command::Blk(args) => blk::run(args),
         Command::Device(args) => device::run(args),
+        Command::Peers(args) => peers::run(&args),
+        Command::Stock(args) => stock::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -38,6 +38,17 @@ pub enum BenchError {
         /// What is waiting on this queue.
         in_flight: usize,
     },
+    /// A program that is measured did not do what it should.
+    #[error("{peer} cannot be measured: {said}; look whether it runs by itself, or leave it out")]
+    Peer {
+        /// Which one.
+        peer: String,
+        /// What it said last.
+        said: String,
+    },
+    /// Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
     /// The disk is read-only and the load writes.
     #[error("the disk is read-only; use --rw read or --rw randread")]
     ReadOnly,

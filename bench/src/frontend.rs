@@ -17,6 +17,7 @@
 mod blk;
 mod device;
 mod error;
+mod express;
 mod log;
 mod memory;
 mod options;
@@ -30,6 +31,7 @@ mod watch;
 pub use blk::{BlkConfig, Op, Range, SECTOR_BYTES, Status, feature};
 pub use device::{GuestDevice, QueueParts};
 pub use error::VmmError;
+pub use express::{ExpressOptions, ExpressQueue};
 pub use log::{DirtyLog, LOG_PAGE};
 pub use memory::{DEFAULT_BASE, GuestMemory, MemoryError, View};
 pub use options::{InflightRegion, VmmOptions};

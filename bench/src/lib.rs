@@ -5,6 +5,8 @@
 //! - [`stamp`]: a verified load as pure logic: what to do next, and what a
 //!   correct disk may answer.
 //! - [`verify`]: that load on real disks, through any [`verify::Port`].
+//! - [`peers`]: Ferry beside other servers; [`stock`]: one of those, the usual
+//!   framework used in the usual way.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
 
@@ -12,6 +14,9 @@ pub mod blk;
 pub mod device;
 pub mod error;
 pub mod frontend;
+pub mod peers;
 pub mod rng;
 pub mod stamp;
+pub mod stock;
+pub mod sys;
 pub mod verify;

@@ -132,18 +132,11 @@ impl SharedMap {
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
     }
 
-    fn u16_at(&self, offset: usize) -> &AtomicU16 {
-        let at = self.at(offset, 2).cast::<u16>();
-        assert!(at.is_aligned(), "u16 at odd offset {offset}");
-        // SAFETY: in range and aligned (checked above); lives as long as `self`;
-        // an atomic may be shared with the server's own atomic accesses.
-        unsafe { AtomicU16::from_ptr(at) }
-    }
-
     pub(crate) fn u64_at(&self, offset: usize) -> &AtomicU64 {
         let at = self.at(offset, 8).cast::<u64>();
         assert!(at.is_aligned(), "u64 at offset {offset}");
-        // SAFETY: as in `u16_at`.
+        // SAFETY: in range and aligned (checked above); lives as long as `self`;
+        // an atomic may be shared with the server's own atomic accesses.
         unsafe { AtomicU64::from_ptr(at) }
     }
 }
@@ -236,11 +229,12 @@ impl GuestMemory {
     pub fn view(&self, addr: u64, len: u64) -> Result<View, MemoryError> {
         let (region, offset) = self.find(addr, len)?;
         let len = usize::try_from(len).map_err(|_| MemoryError::OutOfRange { addr, len })?;
+        let start = self.regions[region].map.at(offset, len);
         Ok(View {
-            memory: self.clone(),
-            region,
-            offset,
+            // A mapping never starts at address 0.
+            start: NonNull::new(start).ok_or(MemoryError::BadRegions)?,
             len,
+            _memory: self.clone(),
         })
     }
 
@@ -323,36 +317,61 @@ fn check_shape(shape: &[(u64, u64)]) -> Result<(), MemoryError> {
 /// is a mistake in the front-end and panics, as slice indexing does.
 #[derive(Debug, Clone)]
 pub struct View {
-    memory: GuestMemory,
-    region: usize,
-    offset: usize,
+    start: NonNull<u8>,
     len: usize,
+    /// Keeps the mapping under `start` alive.
+    _memory: GuestMemory,
 }
+
+// SAFETY: `_memory` keeps the mapping, and every access goes through raw copies
+// or atomics, so a view may be used from any thread, as the mapping may.
+unsafe impl Send for View {}
+// SAFETY: as above; no method hands out a plain reference to the bytes.
+unsafe impl Sync for View {}
 
 impl View {
     /// Copies out.
+    #[inline]
     pub fn read(&self, at: usize, out: &mut [u8]) {
-        self.map().read(self.place(at, out.len()), out);
+        let from = self.at(at, out.len());
+        // SAFETY: `at` checked the source; as in `SharedMap::read`.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) }
     }
 
     /// Copies in.
+    #[inline]
     pub fn write(&self, at: usize, data: &[u8]) {
-        self.map().write(self.place(at, data.len()), data);
+        let to = self.at(at, data.len());
+        // SAFETY: as in `read`, with the direction reversed.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
+    }
+
+    /// Copies `len` bytes to another window, which may lie in the same memory
+    /// but must not overlap this range.
+    #[inline]
+    pub fn copy_to(&self, at: usize, to: &View, to_at: usize, len: usize) {
+        let (from, to) = (self.at(at, len), to.at(to_at, len));
+        let apart = (from as usize).abs_diff(to as usize) >= len;
+        assert!(apart, "{len} bytes copied onto themselves");
+        // SAFETY: `at` checked both ranges, which do not overlap; as in `SharedMap::read`.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
     }
 
     /// A 16-bit field, such as a ring index.
+    #[inline]
     pub fn u16_at(&self, at: usize) -> &AtomicU16 {
-        self.map().u16_at(self.place(at, 2))
+        let at = self.at(at, 2).cast::<u16>();
+        assert!(at.is_aligned(), "u16 at an odd address");
+        // SAFETY: in range and aligned; as in `SharedMap::u64_at`.
+        unsafe { AtomicU16::from_ptr(at) }
     }
 
-    fn map(&self) -> &SharedMap {
-        &self.memory.regions[self.region].map
-    }
-
-    fn place(&self, at: usize, len: usize) -> usize {
+    #[inline]
+    fn at(&self, at: usize, len: usize) -> *mut u8 {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "{len} bytes at {at} in a view of {}", self.len);
-        self.offset + at
+        // SAFETY: inside the window, which `GuestMemory::view` placed inside the mapping.
+        unsafe { self.start.as_ptr().add(at) }
     }
 }
 

@@ -100,18 +100,31 @@ impl SplitRing {
     }
 
     /// Writes a descriptor; `index` must be below the ring's size.
+    #[inline]
     pub fn write_desc(&self, index: u16, desc: Desc) {
         self.desc.write(usize::from(index) * 16, &desc.to_bytes());
     }
 
     /// Puts a head into the available ring, where index `at` falls.
+    #[inline]
     pub fn set_avail(&self, at: u16, head: u16) {
         self.avail
             .u16_at(4 + 2 * self.slot(at))
             .store(head.to_le(), Ordering::Relaxed);
     }
 
+    /// As [`set_avail`](Self::set_avail), but an entry that stands there already is left
+    /// alone, so that the device keeps its copy of the cache line.
+    #[inline]
+    pub fn renew_avail(&self, at: u16, head: u16) {
+        let entry = self.avail.u16_at(4 + 2 * self.slot(at));
+        if entry.load(Ordering::Relaxed) != head.to_le() {
+            entry.store(head.to_le(), Ordering::Relaxed);
+        }
+    }
+
     /// Publishes the available index; what was written before is seen before it.
+    #[inline]
     pub fn publish(&self, index: u16) {
         self.avail.u16_at(2).store(index.to_le(), Ordering::Release);
     }
@@ -122,11 +135,13 @@ impl SplitRing {
     }
 
     /// The used index; what the device wrote before it is seen after it.
+    #[inline]
     pub fn used_index(&self) -> u16 {
         u16::from_le(self.used.u16_at(2).load(Ordering::Acquire))
     }
 
     /// The used element where index `at` falls: (descriptor head, bytes written).
+    #[inline]
     pub fn used(&self, at: u16) -> (u32, u32) {
         let mut raw = [0; 8];
         self.used.read(4 + 8 * self.slot(at), &mut raw);
@@ -152,18 +167,26 @@ impl SplitRing {
     }
 
     /// Whether the device wants no kicks (without EVENT_IDX).
+    #[inline]
     pub fn no_notify(&self) -> bool {
         u16::from_le(self.used.u16_at(0).load(Ordering::Relaxed)) & NO_NOTIFY != 0
     }
 
     /// The available index past which the device wants a kick (with EVENT_IDX).
+    #[inline]
     pub fn avail_event(&self) -> u16 {
         let at = 4 + 8 * usize::from(self.layout.size);
         u16::from_le(self.used.u16_at(at).load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn slot(&self, at: u16) -> usize {
-        usize::from(at % self.layout.size)
+        let size = self.layout.size;
+        if size.is_power_of_two() {
+            usize::from(at & (size - 1))
+        } else {
+            usize::from(at % size)
+        }
     }
 }
 

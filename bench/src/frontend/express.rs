@@ -1,0 +1,260 @@
+//! The data side for plain load: as little work per request as a driver can do.
+//!
+//! A slot is a request that is used over and over: its buffer, its descriptors
+//! and its place in memory are laid out once. What is written per request is the
+//! header, in a cache line that it shares with the status byte as in Linux's
+//! driver, and one entry of the available ring, if it differs. Completions are
+//! counted with one look at the used index per batch.
+//!
+//! The server is not trusted: what it writes into the used ring is checked
+//! before it is used as an index.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::blk::{Op, Status, feature};
+use super::device::GuestDevice;
+use super::memory::View;
+use super::queue::{QueueError, Segment};
+use super::ring::{DESC_NEXT, DESC_WRITE, Desc, SplitRing, passes};
+
+/// Header and status byte of a slot: one cache line.
+const SLOT_BYTES: usize = 64;
+const STATUS_AT: usize = 16;
+/// Asked for calls this long ago, in completions, is far from being passed.
+const RENEW_EVERY: u16 = 1 << 14;
+
+#[derive(Debug)]
+struct Slot {
+    head: u16,
+    /// What its descriptors are made for.
+    op: Op,
+    busy: bool,
+}
+
+/// Driver of one split virtqueue that never sleeps, for reads and writes of one
+/// size.
+#[derive(Debug)]
+pub struct ExpressQueue {
+    ring: SplitRing,
+    kick: Arc<EventFd>,
+    slots: Vec<Slot>,
+    /// Slot by head descriptor.
+    slot_of: Vec<Option<u16>>,
+    buffers: Vec<Vec<Segment>>,
+    area: View,
+    area_addr: u64,
+    next_avail: u16,
+    published: u16,
+    last_used: u16,
+    renewed: u16,
+    event_idx: bool,
+}
+
+/// Shape of an [`ExpressQueue`].
+#[derive(Debug, Clone, Copy)]
+pub struct ExpressOptions {
+    /// Most requests in flight.
+    pub depth: u16,
+    /// Bytes of every request.
+    pub block_bytes: u32,
+    /// Largest segment that the server takes.
+    pub segment_bytes_max: u32,
+}
+
+impl ExpressOptions {
+    /// Descriptors of a request.
+    pub fn descriptors(&self) -> u16 {
+        let segments = self.block_bytes.div_ceil(self.segment_bytes_max.max(1));
+        u16::try_from(segments)
+            .unwrap_or(u16::MAX)
+            .saturating_add(2)
+    }
+
+    /// Guest memory that a queue of this shape takes, its ring aside.
+    pub fn bytes(&self) -> u64 {
+        let depth = u64::from(self.depth);
+        let slots = (depth * SLOT_BYTES as u64).next_multiple_of(4096);
+        slots + 4096 + depth * u64::from(self.block_bytes).next_multiple_of(4096)
+    }
+}
+
+impl ExpressQueue {
+    /// A driver for a ring that nothing was put into yet. `features` are those
+    /// negotiated with the server.
+    pub fn new(
+        device: &GuestDevice,
+        queue: usize,
+        features: u64,
+        options: ExpressOptions,
+    ) -> Result<Self, QueueError> {
+        let (memory, ring) = (device.memory(), device.ring(queue)?);
+        let (size, depth) = (ring.layout().size, options.depth);
+        let chain = options.descriptors();
+        if depth == 0 || u32::from(depth) * u32::from(chain) > u32::from(size) {
+            return Err(QueueError::Depth { depth, size });
+        }
+        let bytes = SLOT_BYTES as u64 * u64::from(depth);
+        let area_addr = memory.alloc(bytes, 4096)?;
+        let mut buffers = Vec::with_capacity(usize::from(depth));
+        for slot in 0..depth {
+            let addr = memory.alloc(u64::from(options.block_bytes), 4096)?;
+            // Touched now, and no two alike, so that no page is taken or shared under load.
+            let fill = vec![(slot % 251 + 1).to_le_bytes()[0]; options.block_bytes as usize];
+            memory.write(addr, &fill)?;
+            buffers.push(Segment::cut(
+                addr,
+                options.block_bytes,
+                options.segment_bytes_max,
+            ));
+        }
+        let mut slot_of = vec![None; usize::from(size)];
+        for slot in 0..depth {
+            slot_of[usize::from(slot * chain)] = Some(slot);
+        }
+        let blank = |slot| Slot {
+            head: slot * chain,
+            op: Op::Read,
+            busy: false,
+        };
+        let queue = Self {
+            kick: device.queues()[queue].kick.clone(),
+            slots: (0..depth).map(blank).collect(),
+            slot_of,
+            buffers,
+            area: memory.view(area_addr, bytes)?,
+            area_addr,
+            next_avail: ring.avail_index(),
+            published: ring.avail_index(),
+            last_used: ring.used_index(),
+            renewed: ring.used_index(),
+            event_idx: features & feature::EVENT_IDX != 0,
+            ring,
+        };
+        for slot in 0..depth {
+            queue.lay_out(slot, Op::Read);
+        }
+        queue.ring.want_calls(false);
+        queue.want_no_calls();
+        Ok(queue)
+    }
+
+    /// Most requests in flight.
+    pub fn depth(&self) -> u16 {
+        u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Requests put and not yet taken.
+    pub fn in_flight(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.last_used)
+    }
+
+    /// Puts a read or a write of a free slot into the ring. The device learns of
+    /// it at [`commit`](Self::commit).
+    #[inline]
+    pub fn put(&mut self, slot: u16, op: Op, sector: u64) {
+        let index = usize::from(slot);
+        if self.slots[index].op != op {
+            self.lay_out(slot, op);
+            self.slots[index].op = op;
+        }
+        let entry = &mut self.slots[index];
+        debug_assert!(!entry.busy, "slot {slot} put twice");
+        entry.busy = true;
+        let mut line = [0; STATUS_AT + 1];
+        line[..4].copy_from_slice(&op.code().to_le_bytes());
+        line[8..16].copy_from_slice(&sector.to_le_bytes());
+        line[STATUS_AT] = Status::UNWRITTEN;
+        self.area.write(index * SLOT_BYTES, &line);
+        self.ring.renew_avail(self.next_avail, entry.head);
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    /// Publishes what was put and kicks if the device wants it.
+    #[inline]
+    pub fn commit(&mut self) -> Result<(), QueueError> {
+        let (old, new) = (self.published, self.next_avail);
+        if old == new {
+            return Ok(());
+        }
+        self.ring.publish(new);
+        self.published = new;
+        // The index must be out before we look whether the device sleeps: it
+        // says that it sleeps, then looks at the index.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            passes(self.ring.avail_event(), new, old)
+        } else {
+            !self.ring.no_notify()
+        };
+        if wanted {
+            self.kick.write(1)?;
+        }
+        Ok(())
+    }
+
+    /// How many completions can be taken now.
+    #[inline]
+    pub fn ready(&mut self) -> Result<u16, QueueError> {
+        let moved = self.ring.used_index().wrapping_sub(self.last_used);
+        let in_flight = self.published.wrapping_sub(self.last_used);
+        if moved > in_flight {
+            return Err(QueueError::UsedJump { moved, in_flight });
+        }
+        if self.last_used.wrapping_sub(self.renewed) >= RENEW_EVERY {
+            self.renewed = self.last_used;
+            self.want_no_calls();
+        }
+        Ok(moved)
+    }
+
+    /// The next completion, of those that [`ready`](Self::ready) counted.
+    #[inline]
+    pub fn take(&mut self) -> Result<(u16, Status), QueueError> {
+        let (id, _) = self.ring.used(self.last_used);
+        let slot = usize::try_from(id)
+            .ok()
+            .and_then(|i| *self.slot_of.get(i)?)
+            .filter(|slot| self.slots[usize::from(*slot)].busy);
+        let Some(slot) = slot else {
+            return Err(QueueError::NotInFlight { id });
+        };
+        self.last_used = self.last_used.wrapping_add(1);
+        self.slots[usize::from(slot)].busy = false;
+        let mut status = [0];
+        let at = usize::from(slot) * SLOT_BYTES + STATUS_AT;
+        self.area.read(at, &mut status);
+        Ok((slot, Status::parse(status[0])))
+    }
+
+    fn want_no_calls(&self) {
+        if self.event_idx {
+            // Just passed, so not passed again for 65,536 completions.
+            self.ring.set_used_event(self.last_used.wrapping_sub(1));
+        }
+    }
+
+    fn lay_out(&self, slot: u16, op: Op) {
+        let place = self.area_addr + u64::from(slot) * SLOT_BYTES as u64;
+        let mut index = self.slots[usize::from(slot)].head;
+        let mut put = |addr, len, flags| {
+            let next = if flags & DESC_NEXT == 0 { 0 } else { index + 1 };
+            let desc = Desc {
+                addr,
+                len,
+                flags,
+                next,
+            };
+            self.ring.write_desc(index, desc);
+            index += 1;
+        };
+        put(place, 16, DESC_NEXT);
+        let write = if op.device_writes() { DESC_WRITE } else { 0 };
+        for data in &self.buffers[usize::from(slot)] {
+            put(data.addr, data.len, DESC_NEXT | write);
+        }
+        put(place + STATUS_AT as u64, 1, DESC_WRITE);
+    }
+}
