@@ -3,6 +3,7 @@
 mod blk;
 mod device;
 mod peers;
+mod scale;
 mod size;
 mod stock;
 
@@ -27,6 +28,8 @@ enum Command {
     Device(device::Args),
     /// Ferry beside its peers, in one table of ratios
     Peers(peers::Args),
+    /// What idle disks cost, what waking up costs, and what a second worker brings
+    Scale(scale::Args),
     /// A vhost-user-blk server built on the usual framework, to be measured against
     Stock(stock::Args),
 }
@@ -38,6 +41,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Blk(args) => blk::run(args),
         Command::Device(args) => device::run(args),
         Command::Peers(args) => peers::run(&args),
+        Command::Scale(args) => scale::run(args),
         Command::Stock(args) => stock::run(&args),
     };
     match result {

@@ -7,6 +7,8 @@
 //! - [`verify`]: that load on real disks, through any [`verify::Port`].
 //! - [`peers`]: Ferry beside other servers; [`stock`]: one of those, the usual
 //!   framework used in the usual way.
+//! - [`scale`]: what idle disks and waking up cost a `ferry daemon`, and what a
+//!   second worker brings.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
 
@@ -16,6 +18,7 @@ pub mod error;
 pub mod frontend;
 pub mod peers;
 pub mod rng;
+pub mod scale;
 pub mod stamp;
 pub mod stock;
 pub mod sys;

@@ -46,6 +46,19 @@ pub fn cores() -> io::Result<Vec<usize>> {
         .collect())
 }
 
+/// Raises this process's limit of open files as far as it may go.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes one `rlimit`, which lives through it.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the call reads one `rlimit`, which lives through it.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}
+
 /// Lets the kernel kill the child when the thread that starts it ends, however it ends.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
     let hook = || {
