@@ -260,7 +260,8 @@ impl Core {
             let drained = self.queues[id as usize]
                 .as_ref()
                 .is_none_or(|q| q.in_flight == 0);
-            if !drained {
+            // What could not be taken waits for room, which others make.
+            if !drained || self.owes(id) {
                 at += 1;
                 continue;
             }

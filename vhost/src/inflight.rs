@@ -122,6 +122,7 @@ impl Region {
             File::from_raw_fd(fd)
         };
         file.set_len(bytes)?;
+        take_space(&file, bytes)?;
         Ok((file, bytes))
     }
 
@@ -191,12 +192,21 @@ impl Region {
             last_batch_head: 0,
             batch: Vec::with_capacity(size.into()),
             in_flight: 0,
+            doubts: false,
         };
         let version = tracker.u16_at(AT_VERSION).load(Ordering::Acquire);
         if version > VERSION {
             return Err(refuse(format!("it has version {version}")));
         }
         Ok(tracker)
+    }
+}
+
+/// Takes a file's space now: a store to a page that cannot be had would be lost.
+fn take_space(file: &File, bytes: u64) -> io::Result<()> {
+    match ferry_dataplane::sys::fallocate(file, 0, 0..bytes) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other,
     }
 }
 
@@ -234,6 +244,8 @@ pub struct Tracker {
     batch: Vec<u16>,
     /// Entries marked in flight.
     in_flight: usize,
+    /// The region may be of another life of its ring.
+    doubts: bool,
 }
 
 // SAFETY: the pointer is into the region, which moves along; accesses are atomic.
@@ -263,14 +275,20 @@ impl Tracker {
     }
 
     /// Takes up the queue where it was left: `used_idx` and `avail_idx` are the ring's, `base` is
-    /// what the front-end says. A region that nobody has used, or that speaks of another life of
-    /// the ring, begins anew from the ring.
-    pub fn take_up(&mut self, used_idx: u16, avail_idx: u16, base: u16) -> Recovered {
+    /// what the front-end says, and `used_head` reads the head in the used entry of an index. A
+    /// region that nobody has used, or that speaks of another life of the ring, begins anew from the
+    /// ring.
+    pub fn take_up(
+        &mut self,
+        (used_idx, avail_idx): (u16, u16),
+        base: u16,
+        used_head: impl Fn(u16) -> u32,
+    ) -> Recovered {
         let fresh = self.u16_at(AT_VERSION).load(Ordering::Acquire) == 0;
         let left = if fresh {
             None
         } else {
-            self.read(used_idx, avail_idx)
+            self.read(used_idx, avail_idx, used_head)
         };
         if let Some(heads) = left {
             // Theirs stay as they are: what is popped from now on comes after them.
@@ -297,20 +315,31 @@ impl Tracker {
     }
 
     /// The heads in flight with their counters, in order; `None` when they cannot be this ring's.
-    fn read(&self, used_idx: u16, avail_idx: u16) -> Option<Vec<(u64, u16)>> {
+    fn read(
+        &self,
+        used_idx: u16,
+        avail_idx: u16,
+        used_head: impl Fn(u16) -> u32,
+    ) -> Option<Vec<(u64, u16)>> {
         let ended = used_idx.wrapping_sub(self.u16_at(AT_USED_IDX).load(Ordering::Acquire));
         if ended > self.size {
             return None;
         }
         let mut head = self.u16_at(AT_LAST_BATCH_HEAD).load(Ordering::Relaxed);
-        for _ in 0..ended {
-            if head >= self.size {
+        let mut batch = Vec::new();
+        for back in 1..=ended {
+            // Entries are written before the index that shows them, in the order of the batch.
+            let shown = u32::from(head) == used_head(used_idx.wrapping_sub(back));
+            if head >= self.size || self.doubts && (!shown || batch.contains(&head)) {
                 return None;
             }
-            self.inflight(head).store(0, Ordering::Relaxed);
+            batch.push(head);
             head = self
                 .u16_at(self.entry(head) + AT_NEXT)
                 .load(Ordering::Relaxed);
+        }
+        for head in batch {
+            self.inflight(head).store(0, Ordering::Relaxed);
         }
         let mut heads: Vec<(u64, u16)> = (0..self.size)
             .filter(|&head| self.inflight(head).load(Ordering::Relaxed) != 0)

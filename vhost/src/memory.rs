@@ -310,8 +310,9 @@ impl MemoryMap {
         })
     }
 
-    /// What tells the memory at the front-end's address `user` from any other: its file (device and
-    /// inode), and where that is seen. `None` when it is not guest memory.
+    /// What tells the byte at the front-end's address `user` from any other, however the memory is
+    /// cut into regions: its file (device and inode), its place there, and where it is seen. `None`
+    /// when it is not guest memory.
     pub fn identity_of(&self, user: u64) -> Option<[u64; 5]> {
         let holds = |region: &&Arc<Region>| {
             user.checked_sub(region.spec.user_start)
@@ -320,12 +321,13 @@ impl MemoryMap {
         let region = self.regions.iter().find(holds)?;
         let about = region.map.file_offset()?.file().metadata().ok()?;
         let spec = &region.spec;
+        let at = user - spec.user_start;
         Some([
             about.dev(),
             about.ino(),
-            spec.file_offset,
-            spec.guest_start,
-            spec.user_start,
+            spec.file_offset + at,
+            spec.guest_start + at,
+            user,
         ])
     }
 

@@ -126,6 +126,8 @@ pub struct Vring {
     shown: u16,
     /// Newest last.
     maps: VecDeque<Generation>,
+    /// What a back-end before this one wrote to the used ring may be missing from the log.
+    unlogged: bool,
 }
 
 // SAFETY: the pointers are into `maps`, which moves along, and one thread uses the ring at a time.
@@ -146,6 +148,7 @@ impl Vring {
             shown: 0,
             parts: Some(parts),
             maps: VecDeque::with_capacity(4),
+            unlogged: false,
             setup,
         };
         let map = ring.setup.map.clone();
@@ -157,15 +160,33 @@ impl Vring {
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
         ring.shown = ring.next_used;
         if let Some(mut tracker) = ring.setup.tracker.take() {
-            let left = tracker.take_up(ring.shown, ring.avail_index(), ring.next_avail);
+            let indexes = (ring.shown, ring.avail_index());
+            let left = tracker.take_up(indexes, ring.next_avail, |index| ring.used_head(index));
             ring.next_avail = left.next_avail;
             ring.recovered = left.heads.into();
             ring.setup.tracker = Some(tracker);
             // A back-end that died may have shown a batch, and neither told the guest nor logged it.
-            ring.mark_used(0, 4 + 8 * u64::from(ring.setup.size));
+            ring.unlogged = true;
+            ring.mark_unlogged();
             ring.signal();
         }
         Ok(ring)
+    }
+
+    /// The head in the used entry of an index.
+    fn used_head(&self, index: u16) -> u32 {
+        let parts = self.parts.expect("callers check that the ring is mapped");
+        let at = 4 + 8 * usize::from(index & (self.setup.size - 1));
+        // SAFETY: inside the used ring, which is mapped and aligned to 4 by the invariant.
+        unsafe { AtomicU32::from_ptr(parts.used.add(at).cast()) }.load(Ordering::Relaxed)
+    }
+
+    /// Marks the used ring as a back-end before this one may have left it, once there is a log.
+    fn mark_unlogged(&mut self) {
+        if self.unlogged && self.setup.log.log.is_some() && self.setup.log.used_guest.is_some() {
+            self.unlogged = false;
+            self.mark_used(0, 4 + 8 * u64::from(self.setup.size));
+        }
     }
 
     /// Requests of a back-end before this one that were not taken up yet.
@@ -227,6 +248,7 @@ impl Vring {
     /// Changes how writes are logged.
     pub fn set_log(&mut self, log: LogSettings) {
         self.setup.log = log;
+        self.mark_unlogged();
     }
 
     /// Changes the guest's interrupt.

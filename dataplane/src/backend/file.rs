@@ -9,23 +9,21 @@
 //! process are fine. A whole-file lock also conflicts with QEMU's lock bytes (offsets 100 and 200),
 //! so `qemu-img` refuses a live image.
 
+mod lock;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::mapped::Mapping;
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::Geometry;
 use crate::segments::Segments;
 use crate::sys;
-
-/// How long opening waits for the lock of a process that has just died. Its last request was
-/// measured to keep it for up to 371 ms.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+pub(in crate::backend) use lock::lock;
 
 /// Whether the host's page cache stands between a disk and its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -367,34 +365,6 @@ pub(super) fn names(path: &Path, file: &File) -> io::Result<bool> {
     }
 }
 
-pub(super) fn lock(file: &File, path: &Path, shared: bool) -> Result<(), ImageError> {
-    let began = Instant::now();
-    let mut waited = false;
-    loop {
-        match sys::lock_description(file, shared) {
-            Ok(true) => return Ok(()),
-            Ok(false) if began.elapsed() >= LOCK_PATIENCE => {
-                return Err(ImageError::Locked {
-                    path: path.to_owned(),
-                });
-            }
-            Ok(false) => {
-                if !waited && began.elapsed() > Duration::from_millis(500) {
-                    waited = true;
-                    tracing::warn!(path = %path.display(), "waiting for the image's lock");
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Err(source) => {
-                return Err(ImageError::Open {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        }
-    }
-}
-
 impl AsRawFd for Image {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.file.as_raw_fd()
@@ -403,6 +373,8 @@ impl AsRawFd for Image {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

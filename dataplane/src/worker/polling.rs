@@ -14,7 +14,7 @@
 //! kicks as soon as nothing of it is in flight. A single request that does come soon after another,
 //! as its kick tells, is enough to poll it again.
 
-use super::lane::Gate;
+use super::lane::{Gate, of};
 use super::{Core, Mode};
 use crate::limits::{FETCH_BUDGET, FETCH_BYTES, SLOT_SHARE, SPIN_MISSES};
 use crate::queue::Fetched;
@@ -62,16 +62,22 @@ impl Core {
     /// Serves what a queue that is being stopped owes from before this process: no index handed back
     /// could say that it is owed. True when there was some.
     pub(super) fn fetch_owed(&mut self, id: u32) -> bool {
-        let Some(entry) = &self.queues[id as usize] else {
-            return false;
-        };
-        let (lane, owed) = (entry.lane, entry.queue.recovering());
-        let lane = self.lane(lane);
-        if !owed || !matches!(lane.gate, Gate::Open) {
+        if !self.owes(id) {
             return false;
         }
-        let mut room = room(lane.in_flight);
+        let lane = self.queue(id).lane;
+        let mut room = room(self.lane(lane).in_flight);
         self.fetch_queue(id, &mut room) > 0
+    }
+
+    /// Whether a queue has requests from before this process that can be served now.
+    pub(super) fn owes(&self, id: u32) -> bool {
+        self.queues[id as usize].as_ref().is_some_and(|entry| {
+            entry.queue.recovering()
+                && entry.queue.may_complete()
+                && !entry.broken
+                && matches!(of(&self.lanes, entry.lane).gate, Gate::Open)
+        })
     }
 
     /// Takes what a queue has and `room` allows; how many it gave.

@@ -98,7 +98,11 @@ impl BlkDevice {
         let rings = (0..options.num_queues).map(|_| Ring::default()).collect();
         let state = State {
             rings,
-            writeback: true,
+            writeback: options
+                .tracking
+                .own
+                .as_ref()
+                .is_none_or(OwnRegions::writeback),
             serial,
             ..State::default()
         };
@@ -235,6 +239,7 @@ impl BlkDevice {
     pub fn forget_in_flight(&self) {
         if let Some(own) = &self.tracking.own {
             (0..usize::from(self.num_queues)).for_each(|queue| own.forget(queue));
+            own.keep_writeback(true);
         }
     }
 
@@ -377,32 +382,44 @@ impl BlkDevice {
 
     pub(super) fn set_writeback(&self, writeback: bool) -> Result<(), Refusal> {
         let mut state = self.state();
-        state.writeback = writeback;
+        self.keep_writeback(&mut state, writeback);
         let through = state.through();
         self.each_running(&state, |_| {
             Box::new(move |queue| queue.set_through(through))
         })
     }
 
+    /// A successor must know it, as front-ends do not say it again.
+    fn keep_writeback(&self, state: &mut State, writeback: bool) {
+        if state.writeback != writeback
+            && let Some(own) = &self.tracking.own
+        {
+            own.keep_writeback(writeback);
+        }
+        state.writeback = writeback;
+    }
+
     /// Stops every ring and forgets the driver, as at a reset of the device.
     pub(super) fn reset(&self) {
         let mut state = self.state();
+        self.forget_driver(&mut state);
+        self.keep_writeback(&mut state, true);
+    }
+
+    fn forget_driver(&self, state: &mut State) {
         for at in 0..state.rings.len() {
-            if let Err(error) = self.stop(&mut state, at) {
+            if let Err(error) = self.stop(state, at) {
                 tracing::error!(device = %self.name, %error, "a ring could not be stopped");
             }
             state.rings[at] = Ring::default();
         }
         state.features = 0;
-        state.writeback = true;
     }
 
     /// The front-end is gone. One that comes back may be the same guest's, whose cache mode stands.
     pub(super) fn disconnect(&self) {
-        let writeback = self.state().writeback;
-        self.reset();
         let mut state = self.state();
-        state.writeback = writeback;
+        self.forget_driver(&mut state);
         state.memory = Arc::default();
         state.log = None;
         state.inflight = None;

@@ -164,6 +164,11 @@ impl DiskLifecycle for BlkDevice {
                 "its rings run; the VM must be stopped first".into(),
             ));
         }
+        if let Some(at) = state.rings.iter().position(|r| r.base != r.used_idx) {
+            return Err(LifecycleError::Refused(format!(
+                "queue {at} stopped with requests unserved; they are served when its VM goes on here"
+            )));
+        }
         BlkState::new(self.blk_state(&state), self.queue_states(&state))
             .and_then(|state| state.encode())
             .map_err(|error| LifecycleError::BadState(error.to_string()))
