@@ -8,6 +8,8 @@
 
 #[path = "daemon/adding.rs"]
 mod adding;
+#[path = "daemon/churn.rs"]
+mod churn;
 #[path = "daemon/crashes.rs"]
 mod crashes;
 #[path = "daemon/killed.rs"]

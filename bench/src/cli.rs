@@ -1,6 +1,7 @@
 //! The command line: parse, run, print.
 
 mod blk;
+mod churn;
 mod device;
 mod peers;
 mod scale;
@@ -32,6 +33,8 @@ enum Command {
     Scale(scale::Args),
     /// A vhost-user-blk server built on the usual framework, to be measured against
     Stock(stock::Args),
+    /// Clones added to a daemon, used, removed and deleted, again and again
+    Churn(churn::Args),
 }
 
 /// Exit codes: 0 done and clean, 1 failed or not clean, 2 wrong usage.
@@ -43,6 +46,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Peers(args) => peers::run(&args),
         Command::Scale(args) => scale::run(args),
         Command::Stock(args) => stock::run(&args),
+        Command::Churn(args) => churn::run(args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

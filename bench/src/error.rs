@@ -4,7 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::frontend::{MemoryError, QueueError, VmmError};
+use ferry_dataplane::backend::thin::ThinError;
+
+use crate::frontend::{MemoryError, QueueError, Status, VmmError};
 
 /// A run that could not be done, with the cause and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,51 @@ pub enum BenchError {
         source: io::Error,
         /// What to do.
         mend: &'static str,
+    },
+    /// A daemon refused what it was asked.
+    #[error("the daemon refused {method}: {message}")]
+    Refused {
+        /// What was asked.
+        method: &'static str,
+        /// Its reason.
+        message: String,
+    },
+    /// A daemon cannot be talked to.
+    #[error("no answer from the daemon at {}: {source}; see {log}", control.display())]
+    Silent {
+        /// Its control socket.
+        control: PathBuf,
+        /// What the socket said.
+        source: io::Error,
+        /// Where it tells more.
+        log: String,
+    },
+    /// A clone could not be made.
+    #[error(transparent)]
+    Clone(#[from] ThinError),
+    /// A request of a cycle failed.
+    #[error(
+        "disk {disk}: a request at sector {sector} ended with {status:?}; see the daemon's log"
+    )]
+    Request {
+        /// The disk.
+        disk: String,
+        /// Where.
+        sector: u64,
+        /// How.
+        status: Status,
+    },
+    /// A disk of a cycle does not hold what it must.
+    #[error("disk {disk}: sector {sector} holds {found}, not {expected}: its data is wrong")]
+    Mismatch {
+        /// The disk.
+        disk: String,
+        /// Where.
+        sector: u64,
+        /// What was read.
+        found: String,
+        /// What had to be there.
+        expected: String,
     },
     /// The host refused something else.
     #[error("the host refused {what}: {source}")]

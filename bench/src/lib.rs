@@ -11,8 +11,10 @@
 //!   second worker brings.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
+//! - [`churn`]: devices attached, used and detached again and again at a daemon.
 
 pub mod blk;
+pub mod churn;
 pub mod device;
 pub mod error;
 pub mod frontend;
