@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ferry_bench::blk::{BlkPort, slot_sizes};
 use ferry_bench::frontend::{
-    GuestDevice, GuestMemory, InflightRegion, QueueOptions, Vmm, VmmOptions, feature,
+    GuestDevice, GuestMemory, InflightRegion, Op, QueueOptions, Segment, Vmm, VmmOptions, feature,
 };
 use ferry_bench::stamp::{Initial, Mix};
 use ferry_bench::verify::{Verifier, VerifyPlan};
@@ -305,6 +305,88 @@ fn the_lock_is_held_after_most_kills() {
         held * 2 >= ROUNDS,
         "held after {held} of {ROUNDS} kills: is the target on a disk?"
     );
+}
+
+/// Once a successor serves, nothing of a dead process lands any more, in guest memory least of all:
+/// the guest may have been told that the read is over, and use the memory for something else.
+#[test]
+fn nothing_lands_once_a_successor_serves() {
+    const BUFFER: u32 = 128 << 10;
+    const UNTOUCHED: u8 = 0xa5;
+    let mut servers = Servers::new(Kept::ByTheFrontEnd);
+    // What reads a hole never sees the disk.
+    std::fs::write(&servers.image, vec![0x11; 64 << 20]).unwrap();
+    File::open(&servers.image).unwrap().sync_all().unwrap();
+    let mut driver = Driver::start(&servers, all_features());
+    let options = QueueOptions {
+        depth: DEPTH,
+        segments_max: 1,
+        indirect: true,
+    };
+    let features = driver.vmm().features();
+    let mut queues: Vec<_> = (0..usize::from(QUEUES))
+        .map(|at| driver.device.blk_queue(at, features, options).unwrap())
+        .collect();
+    let buffers: Vec<u64> = (0..QUEUES * DEPTH)
+        .map(|_| driver.memory.alloc(BUFFER.into(), 4096).unwrap())
+        .collect();
+    let memory = driver.memory.clone();
+    let landed = |buffers: &[u64]| -> Vec<bool> {
+        let pages = buffers
+            .iter()
+            .flat_map(|&at| (at..at + u64::from(BUFFER)).step_by(4096));
+        let touched = |page| {
+            let mut first = [0];
+            memory.read(page, &mut first).unwrap();
+            first[0] != UNTOUCHED
+        };
+        pages.map(touched).collect()
+    };
+    let mut open = 0;
+    for round in 0..12 {
+        for (at, &buffer) in buffers.iter().enumerate() {
+            memory
+                .write(buffer, &vec![UNTOUCHED; BUFFER as usize])
+                .unwrap();
+            let queue = &mut queues[at % usize::from(QUEUES)];
+            let segment = Segment {
+                addr: buffer,
+                len: BUFFER,
+            };
+            queue
+                .submit(Op::Read, at as u64 * u64::from(BUFFER / 512), &[segment])
+                .unwrap();
+        }
+        for queue in &mut queues {
+            queue.commit().unwrap();
+        }
+        let began = Instant::now();
+        while !queues.iter().any(|queue| queue.has_completion()) {
+            assert!(began.elapsed() < PATIENCE, "nothing is served");
+        }
+        servers.kill();
+        let at_first = landed(&buffers);
+        open += u32::from(at_first.contains(&false));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(
+            at_first == landed(&buffers),
+            "round {round}: a dead process's read landed"
+        );
+        driver.reconnect(&servers);
+        let began = Instant::now();
+        while queues.iter().any(|queue| queue.in_flight() > 0) {
+            assert!(began.elapsed() < PATIENCE, "a request was lost");
+            for queue in &mut queues {
+                while queue.pop().unwrap().is_some() {}
+            }
+        }
+        assert!(
+            !landed(&buffers).contains(&false),
+            "round {round}: a read that read nothing"
+        );
+    }
+    // Else the kills came when all had been read, and show nothing.
+    assert!(open > 0, "no read was left unserved at any kill");
 }
 
 /// A destination starts where the source's rings stopped, and knows of no request in flight.

@@ -46,6 +46,9 @@ pub enum ListenError {
     },
 }
 
+/// How long a process that was killed may take to be gone.
+const DYING: std::time::Duration = std::time::Duration::from_millis(500);
+
 struct Shared {
     stopping: AtomicBool,
     /// The connection under way, to be cut at the end.
@@ -93,6 +96,19 @@ pub fn listen<D: Conversation>(
     })
 }
 
+/// Whether somebody listens there, and goes on listening: a process that was killed listens until the
+/// kernel has come to closing its descriptors.
+fn is_listened_to(path: &Path) -> bool {
+    let began = std::time::Instant::now();
+    while UnixStream::connect(path).is_ok() {
+        if began.elapsed() > DYING {
+            return true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    false
+}
+
 /// Removes a socket that nobody listens on.
 fn clear(path: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::FileTypeExt;
@@ -104,7 +120,7 @@ fn clear(path: &Path) -> Result<(), ListenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(error)),
         Ok(there) if !there.file_type().is_socket() => Err(ListenError::NotASocket(path.into())),
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(ListenError::InUse(path.into())),
+        Ok(_) if is_listened_to(path) => Err(ListenError::InUse(path.into())),
         Ok(_) => std::fs::remove_file(path).map_err(failed),
     }
 }
