@@ -72,6 +72,8 @@ pub(crate) struct Slot {
     pub tapped_ns: u64,
     /// When a delayed completion is due.
     pub due_ns: u64,
+    /// Made durable by a flush of its own before it ends.
+    pub flush_after: bool,
     /// The next slot of the [`SlotList`] that this one is in.
     next: Option<u32>,
     /// The kernel holds pointers into `segments` or `bounce`. Set by the ring facade at submission,
@@ -104,6 +106,7 @@ impl Slot {
             tap_seq: 0,
             tapped_ns: 0,
             due_ns: 0,
+            flush_after: false,
             next: None,
             in_kernel: false,
         }
@@ -210,6 +213,7 @@ impl SlotTable {
         slot.started = false;
         slot.tap_seq = 0;
         slot.tapped_ns = 0;
+        slot.flush_after = false;
         Some(id)
     }
 

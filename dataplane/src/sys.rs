@@ -65,8 +65,15 @@ pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
     ) else {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     };
-    // SAFETY: plain integers and a descriptor that `file` keeps open.
-    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, start, len) }).map(drop)
+    loop {
+        // SAFETY: plain integers and a descriptor that `file` keeps open.
+        let done = check(unsafe { libc::fallocate(file.as_raw_fd(), mode, start, len) });
+        match done {
+            // The kernel's own work for an io_uring may interrupt it.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
 }
 
 /// The first run of data of a file of `end` bytes at or after `offset_bytes`; `None` when only a

@@ -345,6 +345,7 @@ impl Core {
             self.close_target(id);
             self.lanes[id as usize] = None;
             self.tended.retain(|&other| other != id);
+            self.flush_later.retain(|&other| other != id);
             self.free_lanes.push(id);
         }
     }

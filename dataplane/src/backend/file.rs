@@ -229,6 +229,12 @@ impl Image {
         })
     }
 
+    /// Whether the page cache stands before it. What could not be written from there is told to one
+    /// of those who ask, whoever that is.
+    pub fn is_cached(&self) -> bool {
+        matches!(self.access, Access::Cached)
+    }
+
     /// The image's shape; `block_bytes` is what direct I/O asks of offsets and lengths.
     pub fn geometry(&self) -> Geometry {
         self.geometry

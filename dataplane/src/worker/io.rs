@@ -24,6 +24,12 @@ impl Core {
             if lane.backend.read_only {
                 return self.finish(id, Status::IoError);
             }
+            // Through the page cache a write's own flag may miss its error: the disk's flushes do not.
+            let slot = self.slots.get_mut(id);
+            let cached = matches!(&lane.backend.store, Store::Image(image) if image.is_cached());
+            if cached && slot.request.through {
+                (slot.request.through, slot.flush_after) = (false, true);
+            }
             let lane = of_mut(&mut self.lanes, lane_id);
             if partial && !lane.tracking {
                 lane.start_tracking(lane_id, &self.slots);
@@ -296,6 +302,9 @@ impl Core {
     /// All local work of a request is over.
     pub(super) fn finish(&mut self, id: u32, status: Status) {
         let slot = self.slots.get_mut(id);
+        if std::mem::take(&mut slot.flush_after) && status == Status::Ok {
+            return self.start_flush(id);
+        }
         slot.status = status;
         if let Some(buffer) = slot.bounce.take() {
             self.pool.give(buffer);

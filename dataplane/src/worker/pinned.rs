@@ -144,6 +144,12 @@ impl Core {
 
     /// Takes back what a queue that leaves had.
     pub(super) fn forget_memory(&mut self, pinned: &[u64]) {
+        // What was pushed and not submitted names its place in the table.
+        if !pinned.is_empty()
+            && let Err(error) = self.ring.submit()
+        {
+            tracing::error!(%error, "requests could not be submitted");
+        }
         for &region in pinned {
             self.pieces.remove(&mut self.ring, region);
         }
