@@ -11,12 +11,10 @@ use super::client::{self, Lane, Load, Run};
 use super::copy::CopyLoop;
 use super::fio;
 use super::meter::{Meter, Reading};
-use super::server::Server;
+use super::server::{self, Server};
 use super::stats::RoundTrips;
 use crate::error::BenchError;
-use crate::frontend::{
-    ExpressOptions, ExpressQueue, GuestDevice, GuestMemory, Vmm, VmmOptions, feature,
-};
+use crate::frontend::{ExpressOptions, ExpressQueue, GuestDevice, GuestMemory, Vmm, feature};
 use crate::sys;
 
 /// Largest ring that servers take.
@@ -219,7 +217,7 @@ impl Guest {
             lanes: Vec::new(),
         };
         for socket in sockets {
-            let mut vmm = Vmm::connect(socket, VmmOptions::default())?;
+            let mut vmm = server::attach(socket)?;
             let disk = vmm.config().capacity_sectors * 512;
             let load = load_of(cell, course.span_bytes.min(disk), random);
             let limit = vmm.config().segment_bytes_max(vmm.features());

@@ -4,7 +4,7 @@
 //! does not touch the others' figures. All die with this process.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::cell::Backend;
 use crate::error::BenchError;
+use crate::frontend::{Vmm, VmmError, VmmOptions};
 use crate::sys;
 
 /// How long a server may take to listen.
@@ -220,6 +221,22 @@ impl Drop for Server {
     }
 }
 
+/// Attaches to a disk. A socket is there a moment before its server listens, and
+/// refuses until then.
+pub fn attach(socket: &Path) -> Result<Vmm, VmmError> {
+    let until = Instant::now() + START;
+    loop {
+        match Vmm::connect(socket, VmmOptions::default()) {
+            Err(VmmError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
 fn daemon_config(served: &Served, dir: &Path, sockets: &[PathBuf]) -> Result<PathBuf, BenchError> {
     let path = dir.join("ferry.toml");
     let home = dir.join("daemon");
@@ -243,4 +260,35 @@ fn daemon_config(served: &Served, dir: &Path, sockets: &[PathBuf]) -> Result<Pat
             mend: "choose another --dir",
         })?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_that_nobody_listens_to_yet_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        // What a dead server leaves refuses, as one does that has not come to listen.
+        drop(UnixListener::bind(&socket).unwrap());
+        let path = socket.clone();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            // At no moment is there no socket.
+            let next = path.with_extension("next");
+            let listener = UnixListener::bind(&next).unwrap();
+            std::fs::rename(&next, &path).unwrap();
+            // Gone at once: attached, but no vhost-user server.
+            drop(listener.accept().unwrap());
+        });
+        let error = attach(&socket).expect_err("nobody speaks vhost-user");
+        assert!(
+            !matches!(error, VmmError::Connect { ref source, .. }
+            if source.kind() == io::ErrorKind::ConnectionRefused),
+            "{error}"
+        );
+        late.join().unwrap();
+    }
 }
