@@ -121,6 +121,14 @@ enum DiskCommand {
     Clone(CloneArguments),
     /// Make an image that reads as zeroes and takes no space yet. Needs no daemon.
     Create(CreateArguments),
+    /// Make a disk larger while its guest runs.
+    Resize {
+        /// Its name.
+        id: DiskId,
+        /// Its new size.
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
     /// The disks, who owns them, and what they did.
     List,
     /// Let go of a disk; its image stays.
@@ -251,6 +259,17 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
         }
         DiskCommand::Clone(_) | DiskCommand::Create(_) => unreachable!("no daemon is asked"),
         DiskCommand::List => show(&client.call("disk.list", json!({}))?, disk_table),
+        DiskCommand::Resize { id, size } => {
+            let line = client.call("disk.resize", json!({ "id": id, "bytes": size }))?;
+            show(&line, |line| {
+                let guest = if line["told"] == true {
+                    "its guest was told"
+                } else {
+                    "its guest sees it when it starts next"
+                };
+                format!("disk {id} has {}; {guest}", output::bytes(size))
+            });
+        }
         DiskCommand::Remove { id } => {
             let gone = client.call("disk.remove", json!({ "id": id }))?;
             show(&gone, |_| format!("disk {id} removed"));

@@ -30,6 +30,12 @@ struct OneDisk {
 }
 
 #[derive(Deserialize)]
+struct ResizeDisk {
+    id: DiskId,
+    bytes: u64,
+}
+
+#[derive(Deserialize)]
 struct MoveDisk {
     id: DiskId,
     to: String,
@@ -122,6 +128,10 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: OneDisk = take(parameters)?;
             daemon.remove_disk(&disk.id)?;
             Ok(json!({ "removed": disk.id }))
+        }
+        "disk.resize" => {
+            let disk: ResizeDisk = take(parameters)?;
+            daemon.resize_disk(&disk.id, disk.bytes)
         }
         "worker.list" => Ok(workers::lines(&daemon.workers())),
         "migrate.disk" => {

@@ -8,6 +8,7 @@ pub mod disks;
 mod host;
 mod kept;
 pub mod place;
+mod resize;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -128,6 +128,8 @@ impl Migrations {
         }
         check_movable(&served)?;
         self.forget(id);
+        let kept = served.clone();
+        let _size = kept.keep_size();
         let handle = source::start(SourceParams {
             disk: served.lifecycle(),
             ownership: served.ownership.clone(),

@@ -29,6 +29,8 @@ mod pinned;
 mod places;
 #[path = "device/requests.rs"]
 mod requests;
+#[path = "device/resize.rs"]
+mod resize;
 #[path = "device/rig.rs"]
 mod rig;
 #[path = "device/stop.rs"]

@@ -12,6 +12,7 @@
 
 pub mod delay;
 pub mod file;
+pub mod grow;
 pub mod mapped;
 pub mod memory;
 pub mod thin;

@@ -5,6 +5,7 @@
 //! device's block is larger than a sector, because a guest may then ask for part of a block. In
 //! both cases all queues go through one worker.
 
+mod grow;
 mod mirror;
 mod place;
 

@@ -27,7 +27,7 @@ use crossbeam_channel::Sender;
 
 use crate::buffer::AlignedBuf;
 
-/// A disk's immutable shape.
+/// A disk's shape. Its block never changes; its size may grow, but not while it is mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Size of the disk in bytes, a multiple of `block_bytes`.

@@ -37,6 +37,8 @@ pub struct Served {
     /// Changed under the lock of `arrival`: this daemon has let go of the disk, and what is at its
     /// path is no business of this object any more.
     gone: AtomicBool,
+    /// Held by whoever changes the size, and by whoever begins a move and needs it to stay.
+    size: Mutex<()>,
     /// Dropped first: cuts the front-end.
     listening: Mutex<Option<Listening>>,
 }
@@ -58,6 +60,7 @@ impl Served {
             unannounced,
             arrival: Mutex::new(None),
             gone: AtomicBool::new(false),
+            size: Mutex::new(()),
             listening: Mutex::new(None),
         }
     }
@@ -77,6 +80,11 @@ impl Served {
     pub fn hang_up(&self) {
         let listening = self.listening().take();
         drop(listening);
+    }
+
+    /// The disk keeps its size while this is held.
+    pub fn keep_size(&self) -> MutexGuard<'_, ()> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the daemon has let go of it. Ask under the lock of [`Served::arrival`].

@@ -212,3 +212,42 @@ fn json_shapes() {
         serde_json::json!({ "disks": [] })
     );
 }
+
+/// By command, and only where the disk is served.
+#[test]
+fn a_disk_is_resized_where_it_is_served_and_nowhere_else() {
+    let pair = Pair::new();
+    let line = pair.a.run(&["disk", "resize", "d", "2M"]).ok();
+    assert_eq!(
+        (&line["bytes"], &line["told"]),
+        (&(2 * MIB).into(), &false.into())
+    );
+    assert_eq!(pair.a.disk("d").unwrap()["bytes"], 2 * MIB);
+    assert_eq!(std::fs::metadata(pair.a.image()).unwrap().len(), 2 * MIB);
+    pair.a
+        .run(&["disk", "resize", "d", "1M"])
+        .refused(&["disk d", "never made smaller"]);
+    pair.b
+        .run(&["disk", "resize", "d", "4M"])
+        .refused(&["disk d", "where it is served"]);
+    pair.a
+        .run(&["disk", "resize", "none", "4M"])
+        .refused(&["there is no disk"]);
+    // The other side waits for a disk of another size now, and is told so.
+    let peer = pair.b.peer();
+    assert_eq!(
+        pair.a.run(&["migrate", "disk", "d", "--to", &peer]).code,
+        Some(1)
+    );
+    pair.b.run(&["disk", "remove", "d"]).ok();
+    pair.b.add_incoming(2 * MIB);
+    let line = pair.a.run(&["migrate", "disk", "d", "--to", &peer]).ok();
+    assert_eq!(line["in_sync"], true, "{line}");
+    pair.a
+        .run(&["disk", "resize", "d", "4M"])
+        .refused(&["disk d", "being moved"]);
+    pair.a.run(&["migrate", "release", "d"]).ok();
+    pair.a
+        .run(&["disk", "resize", "d", "4M"])
+        .refused(&["disk d"]);
+}

@@ -1,5 +1,6 @@
 //! A disk as a guest sees it, without any move.
 
+use std::process::Command;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
@@ -8,6 +9,7 @@ use crate::ensure;
 use crate::harness::daemon::Daemon;
 use crate::harness::guest::{Guest, Machine};
 use crate::harness::trial::with_qemu;
+use crate::harness::wait::{secs, wait_for};
 use crate::harness::{Check, TestDir, image};
 
 pub fn trials() -> Vec<Trial> {
@@ -15,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         ("file_system_survives_a_reboot", file_system),
         ("discard_makes_the_image_smaller", discard),
         ("read_only_disk_refuses_writes", read_only),
+        ("disk_grows_under_its_guest", grows),
         ("ten_idle_disks_cost_no_processor_time", idle),
     ])
 }
@@ -91,6 +94,55 @@ fn read_only(dir: &TestDir) -> Check {
         "the image of a read-only disk has changed"
     );
     Ok(())
+}
+
+fn grows(dir: &TestDir) -> Check {
+    let path = dir.path("disk.img");
+    image::create(&path, 64 * image::MIB)?;
+    let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let machine = Machine::default();
+    let socket = daemon.add_disk("d0", &path.display().to_string(), machine.queues)?;
+    let mut guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
+    guest.expect("mkfs.ext4 -q /dev/vda 32M && mount /dev/vda /mnt")?;
+    guest.spawn_bg(
+        "load",
+        "while dd if=/dev/urandom of=/mnt/f bs=64k count=64 conv=fsync 2>/dev/null; do :; done",
+    )?;
+    let size = guest.expect("cat /sys/block/vda/size")?;
+    ensure!(size.trim() == "131072", "{size} sectors at first");
+
+    let line = daemon.expect(&["disk", "resize", "d0", "128M"])?;
+    ensure!(line["told"] == true, "QEMU gave no channel: {line}");
+    wait_for("the guest sees the new size", secs(20), || {
+        let size = guest.expect("cat /sys/block/vda/size")?;
+        Ok((size.trim() == "262144").then_some(()))
+    })?;
+    // Across the old end, and up to the new one.
+    guest.expect("dd if=/dev/urandom of=/tmp/new bs=1M count=4 2>/dev/null")?;
+    for at in [62, 124] {
+        guest.expect(&format!(
+            "dd if=/tmp/new of=/dev/vda bs=1M seek={at} conv=fsync 2>/dev/null && \
+             echo 3 >/proc/sys/vm/drop_caches && \
+             dd if=/dev/vda bs=1M skip={at} count=4 2>/dev/null | cmp - /tmp/new"
+        ))?;
+    }
+    let seen = guest.expect("sha256sum </tmp/new")?;
+    let there = Command::new("sh")
+        .args(["-c", "tail -c 4194304 \"$0\" | sha256sum"])
+        .arg(&path)
+        .output()?;
+    let there = String::from_utf8_lossy(&there.stdout).into_owned();
+    ensure!(
+        seen.split_whitespace().next() == there.split_whitespace().next(),
+        "the guest wrote {seen:?} and the image ends with {there:?}"
+    );
+    let shrunk = daemon.run(&["disk", "resize", "d0", "64M"])?;
+    ensure!(shrunk.code == Some(1), "the disk was made smaller");
+    ensure!(
+        guest.bg_status("load")?.is_none(),
+        "the load on the file system ended"
+    );
+    guest.ensure_no_disk_errors()
 }
 
 fn idle(dir: &TestDir) -> Check {

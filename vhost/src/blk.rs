@@ -6,3 +6,4 @@ mod lifecycle;
 pub mod messages;
 pub mod parse;
 pub mod queue;
+pub mod resize;

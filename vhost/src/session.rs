@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::blk::resize::channel_ahead;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandler};
 
 /// A device that can be driven over a socket.
@@ -22,6 +23,9 @@ pub trait Conversation: Send + Sync + 'static {
 
     /// It is gone: stop its rings and forget what it negotiated.
     fn close(&self);
+
+    /// The front-end listens here to what the device has to say.
+    fn channel(&self, channel: OwnedFd);
 
     /// The device's name, for messages.
     fn name(&self) -> &str;
@@ -157,8 +161,12 @@ fn accept<D: Conversation>(listener: &UnixListener, device: &Arc<D>, shared: &Sh
 
 fn serve<D: Conversation>(stream: UnixStream, device: &Arc<D>) {
     tracing::info!(device = device.name(), "front-end connected");
+    let ahead = stream.try_clone().ok();
     let mut requests = BackendReqHandler::from_stream(stream, device.open());
     loop {
+        if let Some(channel) = ahead.as_ref().and_then(channel_ahead) {
+            device.channel(channel);
+        }
         match requests.handle_request() {
             Ok(()) => {}
             // The message was answered, or needs no answer: the conversation goes on.

@@ -17,7 +17,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::grow::GrowError;
 use super::mapped::Mapping;
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::Geometry;
@@ -105,7 +107,8 @@ pub enum ImageError {
 pub struct Image {
     file: File,
     path: PathBuf,
-    geometry: Geometry,
+    capacity_bytes: AtomicU64,
+    block_bytes: u32,
     /// Alignment that direct I/O asks of memory, in bytes.
     memory_align: u32,
     is_device: bool,
@@ -218,10 +221,8 @@ impl Image {
         Ok(Image {
             file,
             path: path.to_owned(),
-            geometry: Geometry {
-                capacity_bytes: size,
-                block_bytes: block,
-            },
+            capacity_bytes: AtomicU64::new(size),
+            block_bytes: block,
             memory_align: align.memory_bytes,
             is_device,
             read_only,
@@ -237,7 +238,10 @@ impl Image {
 
     /// The image's shape; `block_bytes` is what direct I/O asks of offsets and lengths.
     pub fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry {
+            capacity_bytes: self.capacity_bytes.load(Ordering::Acquire),
+            block_bytes: self.block_bytes,
+        }
     }
 
     /// The image's bytes, if it is on tmpfs: they are copied, and no request of it needs the ring.
@@ -251,7 +255,7 @@ impl Image {
     /// Whether the kernel can transfer these segments as they are.
     pub fn takes(&self, segments: &Segments) -> bool {
         match &self.access {
-            Access::Direct => segments.aligned(self.memory_align, self.geometry.block_bytes),
+            Access::Direct => segments.aligned(self.memory_align, self.block_bytes),
             Access::Cached | Access::Mapped(_) => true,
         }
     }
@@ -324,10 +328,33 @@ impl Image {
         self.file.sync_data()
     }
 
+    /// Makes the disk larger: the file, or as much of the device as is there by now. Whole blocks,
+    /// and no less than before.
+    pub(in crate::backend) fn grow(&self, capacity_bytes: u64) -> Result<(), GrowError> {
+        if self.mapping().is_some() {
+            return Err(GrowError::Fixed(
+                "an image on tmpfs is mapped as large as it is, and keeps its size while it is \
+                 served; remove the disk, truncate -s SIZE its image, and add it again",
+            ));
+        }
+        if self.is_device {
+            let has = sys::block_device_bytes(&self.file)?;
+            if has < capacity_bytes {
+                return Err(GrowError::Device { has });
+            }
+        } else if self.file.metadata()?.len() < capacity_bytes {
+            self.file.set_len(capacity_bytes)?;
+            // Before the guest puts anything there.
+            self.file.sync_all()?;
+        }
+        self.capacity_bytes.store(capacity_bytes, Ordering::Release);
+        Ok(())
+    }
+
     /// The first run of data at or after `offset_bytes`, or `None` when only a hole follows. A
     /// device, or a file system that cannot tell, answers all that is left.
     pub fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
-        let end = self.geometry.capacity_bytes;
+        let end = self.geometry().capacity_bytes;
         if offset_bytes >= end {
             return Ok(None);
         }

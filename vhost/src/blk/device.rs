@@ -1,7 +1,7 @@
 //! A block device: what its front-end has said so far, and its rings.
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_dataplane::disk::Disk;
@@ -86,6 +86,8 @@ pub(super) struct State {
     pub serial: [u8; ID_BYTES],
     /// Told when a ring is started while the disk is out of service.
     pub on_restart: Option<RestartHook>,
+    /// Where the front-end listens to the back-end.
+    pub channel: Option<OwnedFd>,
 }
 
 impl BlkDevice {
@@ -184,7 +186,7 @@ impl BlkDevice {
     }
 
     /// Changes every running queue, and returns when each worker has.
-    fn each_running(
+    pub(super) fn each_running(
         &self,
         state: &State,
         task: impl Fn(usize) -> Box<dyn FnOnce(&mut BlkQueue) + Send>,
@@ -423,6 +425,7 @@ impl BlkDevice {
         state.memory = Arc::default();
         state.log = None;
         state.inflight = None;
+        state.channel = None;
     }
 
     fn stop(&self, state: &mut State, at: usize) -> Result<(), Refusal> {

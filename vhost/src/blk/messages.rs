@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use vhost::VhostUserMemoryRegionBase;
@@ -32,6 +33,10 @@ impl Conversation for BlkDevice {
 
     fn close(&self) {
         self.disconnect();
+    }
+
+    fn channel(&self, channel: OwnedFd) {
+        self.state().channel = Some(channel);
     }
 
     fn name(&self) -> &str {
@@ -103,6 +108,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
 

@@ -73,6 +73,11 @@ impl BlkQueue {
         self.ring.set_log(log);
     }
 
+    /// Follows the disk's size.
+    pub fn set_capacity(&mut self, capacity_bytes: u64) {
+        self.rules.capacity_bytes = capacity_bytes;
+    }
+
     /// Sets whether writes must be durable at completion.
     pub fn set_through(&mut self, through: bool) {
         self.rules.through = through;
