@@ -39,7 +39,8 @@ impl Disk {
     pub fn detach_tap(&self) -> Result<(), LifecycleError> {
         // Before `control` is taken: whoever holds it may wait for a request that the mirror's lock
         // holds back.
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        let worker = self.home();
+        let lane = self.lanes[worker];
         ask(&self.workers[worker], |reply| Command::DetachTap {
             lane,
             reply,
@@ -55,7 +56,8 @@ impl Disk {
 
     /// See [`crate::lifecycle::DiskLifecycle::lock_range`].
     pub fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        let worker = self.home();
+        let lane = self.lanes[worker];
         ask(&self.workers[worker], |reply| Command::LockRange {
             lane,
             range,
@@ -66,7 +68,8 @@ impl Disk {
 
     /// See [`crate::lifecycle::DiskLifecycle::unlock_range`].
     pub fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
-        let (worker, lane) = (self.home(), self.lanes[self.home()]);
+        let worker = self.home();
+        let lane = self.lanes[worker];
         let mirrored = ask(&self.workers[worker], |reply| Command::UnlockRange {
             lane,
             mirrored_below,
