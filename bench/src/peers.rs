@@ -9,8 +9,9 @@
 //! Figures of a shared machine mean little by themselves and move by the second.
 //! So the servers take turns within each round, each ratio is of two runs of one
 //! round, and a pair counts only if the cache-line round trips around both runs
-//! agree ([`stats::steady`]). Rounds are added, up to twice the number asked
-//! for, until each pair has its number.
+//! agree ([`stats::steady`]) and nobody else had much of the two cores meanwhile
+//! ([`strangers`]). Rounds are added, up to twice the number asked for, until
+//! each pair has its number.
 
 mod ceiling;
 pub mod cell;
@@ -23,12 +24,13 @@ mod runs;
 mod server;
 mod stage;
 mod stats;
+mod strangers;
 mod svg;
 mod table;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::BenchError;
 use crate::sys;
@@ -64,6 +66,8 @@ pub struct Plan {
     pub tmpfs_dir: PathBuf,
     /// Bytes of a memory disk and of a file.
     pub span_bytes: u64,
+    /// How long to wait, in all, for others to leave the two cores.
+    pub patience: Duration,
     /// The server's core; the first this process may use unless given.
     pub server_core: Option<usize>,
     /// The client's core; the last this process may use unless given.
@@ -77,6 +81,10 @@ pub trait Watcher {
     /// Something that the reader should know at once.
     fn note(&mut self, text: &str);
 }
+
+/// Rounds in which too many pairs were disturbed are added up to this many times
+/// the number asked for.
+const ROUNDS_FACTOR: usize = 2;
 
 /// Rows on growth: this pattern on null and memory.
 const GROWTH: Cell = Cell {
@@ -185,7 +193,8 @@ impl Plan {
     }
 }
 
-/// Runs a plan that has passed [`Plan::check`]. `stop` ends it between two runs.
+/// Runs a plan that has passed [`Plan::check`]. `stop` ends it between two runs: the
+/// table then has the cells that were finished.
 pub fn run(plan: &Plan, stop: &AtomicBool, watcher: &mut dyn Watcher) -> Result<Table, BenchError> {
     let cores = plan.cores()?;
     let groups = plan.groups();
@@ -199,6 +208,7 @@ pub fn run(plan: &Plan, stop: &AtomicBool, watcher: &mut dyn Watcher) -> Result<
         },
         stop,
         watcher,
+        patience: plan.patience,
         done: 0,
         total: 0,
     };
@@ -212,10 +222,22 @@ pub fn run(plan: &Plan, stop: &AtomicBool, watcher: &mut dyn Watcher) -> Result<
         .sum::<usize>() as u64;
     runs::pin(cores.client)?;
     let mut results = Vec::new();
+    let mut interrupted = false;
     for cells in groups {
-        show.group(&mut stage, &cells, &mut results)?;
+        match show.group(&mut stage, &cells, &mut results) {
+            // What was measured is worth having.
+            Err(BenchError::Interrupted) if !results.is_empty() => interrupted = true,
+            other => other?,
+        }
+        if interrupted {
+            break;
+        }
     }
-    Ok(Table::new(plan, cores, results, stage.left_out.clone()))
+    let left_out = stage.left_out.clone();
+    Ok(Table {
+        interrupted,
+        ..Table::new(plan, cores, results, left_out)
+    })
 }
 
 /// A run of the whole plan.
@@ -224,6 +246,7 @@ struct Show<'a> {
     course: Course,
     stop: &'a AtomicBool,
     watcher: &'a mut dyn Watcher,
+    patience: Duration,
     done: u64,
     total: u64,
 }
@@ -255,7 +278,8 @@ impl Show<'_> {
     ) -> Result<CellResult, BenchError> {
         let wanted = self.plan.alternations;
         let mut result = CellResult::new(*cell, contestants.iter().map(Contestant::peer));
-        for round in 0..2 * wanted {
+        for round in 0..ROUNDS_FACTOR * wanted {
+            self.await_quiet();
             if round >= wanted && result.steady_pairs() >= wanted {
                 break;
             }
@@ -285,6 +309,23 @@ impl Show<'_> {
             }
         }
         Ok(result)
+    }
+
+    /// Waits while others are busy on the cores and there is patience left.
+    fn await_quiet(&mut self) {
+        let cores = [self.course.cores.server, self.course.cores.client];
+        while !self.patience.is_zero() && !self.stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            if strangers::quiet(&cores) {
+                return;
+            }
+            let what = format!(
+                "waiting for others to end, {} s at most",
+                self.patience.as_secs()
+            );
+            self.watcher.at(self.done, self.total, &what);
+            self.patience = self.patience.saturating_sub(began.elapsed());
+        }
     }
 
     fn round_trip(&self) -> Result<f64, BenchError> {

@@ -98,6 +98,9 @@ pub(super) struct Args {
     /// Bytes of each memory disk and each file
     #[arg(long, default_value = "256M", value_parser = size::bytes)]
     size: u64,
+    /// How long to wait, in all, for others to leave the two cores
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    patience: f64,
     /// Core of the servers [default: the first allowed]
     #[arg(long, value_name = "N")]
     server_core: Option<usize>,
@@ -138,6 +141,7 @@ impl Args {
             dir: self.dir.clone().unwrap_or_else(std::env::temp_dir),
             tmpfs_dir: self.tmpfs_dir.clone(),
             span_bytes: self.size,
+            patience: patience(self.patience)?,
             server_core: self.server_core,
             client_core: self.client_core,
         })
@@ -150,6 +154,11 @@ fn or_all<N: Copy + Into<T>, T: Clone>(chosen: &[N], all: &[T]) -> Vec<T> {
     } else {
         chosen.iter().map(|n| (*n).into()).collect()
     }
+}
+
+fn patience(seconds: f64) -> Result<Duration, BenchError> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| BenchError::Usage(format!("--patience {seconds} is not a number of seconds")))
 }
 
 /// The `ferry` that was built with this program.

@@ -7,6 +7,9 @@
 use std::time::{Duration, Instant};
 
 use super::cell::Cell;
+use super::meter;
+use super::runs::Sample;
+use super::strangers::Moment;
 use crate::error::BenchError;
 use crate::frontend::{GuestMemory, View};
 use crate::rng::{Rng, mix};
@@ -29,7 +32,7 @@ impl CopyLoop {
     }
 
     /// Copies a second by the cell's pattern.
-    pub fn run(&self, cell: &Cell, core: usize, duration: Duration) -> Result<f64, BenchError> {
+    pub fn run(&self, cell: &Cell, core: usize, duration: Duration) -> Result<Sample, BenchError> {
         let block = u64::from(cell.block_bytes);
         let buffers = filled(block * u64::from(cell.depth))?;
         std::thread::scope(|scope| {
@@ -37,7 +40,16 @@ impl CopyLoop {
                 .name("copy-loop".into())
                 .spawn_scoped(scope, || {
                     let _ = sys::pin(&[core]);
-                    self.copy(cell, &buffers, duration)
+                    let moment = || Moment::now(core, meter::own_cpu_ns());
+                    let before = moment();
+                    let iops = self.copy(cell, &buffers, duration);
+                    let alone = |b: &Moment| Some(b.strangers_until(&moment()?));
+                    Sample {
+                        iops,
+                        cpu_ns: Some(1e9 / iops),
+                        strangers: before.as_ref().and_then(alone).unwrap_or(0.0),
+                        ..Sample::default()
+                    }
                 })
                 .map_err(|source| BenchError::Host {
                     what: "a thread",

@@ -15,7 +15,8 @@ use serde_json::Value;
 
 use super::cell::{Backend, Cell, Mix};
 use super::meter;
-use super::runs::Sample;
+use super::runs::{Cores, Sample};
+use super::strangers::Moment;
 use crate::error::BenchError;
 use crate::sys;
 
@@ -37,7 +38,7 @@ pub fn run(
     span_bytes: u64,
     warm_up: Duration,
     duration: Duration,
-    watch_from: usize,
+    cores: &Cores,
 ) -> Result<Sample, BenchError> {
     let mut command = Command::new("fio");
     command
@@ -52,8 +53,8 @@ pub fn run(
     };
     let mut child = sys::die_with_parent(&mut command).spawn().map_err(failed)?;
     // The caller watches from the client's core; fio has the other.
-    super::runs::pin(watch_from)?;
-    let readings = watch(&mut child).map_err(failed)?;
+    super::runs::pin(cores.client)?;
+    let readings = watch(&mut child, cores.server).map_err(failed)?;
     let mut text = String::new();
     if let Some(mut out) = child.stdout.take() {
         out.read_to_string(&mut text).map_err(failed)?;
@@ -70,28 +71,30 @@ pub fn run(
         })?;
     let busy = busy(&readings, duration);
     Ok(Sample {
-        cpu_ns: busy.map(|share| share * 1e9 / sample.iops),
+        cpu_ns: busy.map(|(share, _)| share * 1e9 / sample.iops),
+        strangers: busy.map_or(0.0, |(_, strangers)| strangers),
         ..sample
     })
 }
 
-/// When, and how long it was on a core by then, in nanoseconds.
-type Seen = (Instant, u64);
+/// When, how long it was on a core by then, in nanoseconds, and that core.
+type Seen = (Instant, u64, Option<Moment>);
 
 /// Waits for fio to end, with a look at its time on a core now and then. What it
 /// prints fits a pipe.
-fn watch(child: &mut std::process::Child) -> std::io::Result<Vec<Seen>> {
+fn watch(child: &mut std::process::Child, core: usize) -> std::io::Result<Vec<Seen>> {
     let mut readings = Vec::new();
     while child.try_wait()?.is_none() {
-        readings.push((Instant::now(), meter::cpu_ns(child.id())));
+        let spent_ns = meter::cpu_ns(child.id());
+        readings.push((Instant::now(), spent_ns, Moment::now(core, spent_ns)));
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(readings)
 }
 
-/// The share of a core in the middle of the measured time, which ends just
+/// The share of a core that it had, and that others had, in the middle of the measured time, which ends just
 /// before the process does.
-fn busy(readings: &[Seen], duration: Duration) -> Option<f64> {
+fn busy(readings: &[Seen], duration: Duration) -> Option<(f64, f64)> {
     let end = readings.last()?.0;
     let at = |share: f64| {
         let wanted = end.checked_sub(duration.mul_f64(share))?;
@@ -99,7 +102,11 @@ fn busy(readings: &[Seen], duration: Duration) -> Option<f64> {
     };
     let (from, to) = (at(0.8)?, at(0.3)?);
     let (wall, cpu) = (to.0 - from.0, to.1.saturating_sub(from.1));
-    (!wall.is_zero()).then(|| cpu as f64 / wall.as_nanos() as f64)
+    let strangers = from
+        .2
+        .zip(to.2)
+        .map_or(0.0, |(from, to)| from.strangers_until(&to));
+    (!wall.is_zero()).then(|| (cpu as f64 / wall.as_nanos() as f64, strangers))
 }
 
 fn arguments(cell: &Cell, span_bytes: u64, warm_up: Duration, duration: Duration) -> Vec<String> {
@@ -208,10 +215,10 @@ mod tests {
         // Idle for a second, then half busy for one.
         let reading = |ms: u64| {
             let busy = ms.saturating_sub(1000) * 500_000;
-            (began + Duration::from_millis(ms), busy)
+            (began + Duration::from_millis(ms), busy, None)
         };
         let readings: Vec<Seen> = (0..=2000).step_by(5).map(reading).collect();
-        let share = busy(&readings, Duration::from_secs(1)).unwrap();
+        let (share, _) = busy(&readings, Duration::from_secs(1)).unwrap();
         assert!((share - 0.5).abs() < 0.01, "{share}");
         assert_eq!(busy(&[], Duration::from_secs(1)), None);
     }

@@ -92,6 +92,13 @@ pub fn cpu_ns(pid: u32) -> u64 {
     threads(pid).iter().filter_map(of_thread).sum()
 }
 
+/// Time on a core of the calling thread, in nanoseconds.
+pub fn own_cpu_ns() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = text.split(' ').next();
+    first.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

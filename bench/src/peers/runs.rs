@@ -10,9 +10,10 @@ use super::cell::{Cell, Mix};
 use super::client::{self, Lane, Load, Run};
 use super::copy::CopyLoop;
 use super::fio;
-use super::meter::{Meter, Reading};
+use super::meter::{self, Meter, Reading};
 use super::server::{self, Server};
 use super::stats::RoundTrips;
+use super::strangers::Moment;
 use crate::error::BenchError;
 use crate::frontend::{ExpressOptions, ExpressQueue, GuestDevice, GuestMemory, Vmm, feature};
 use crate::sys;
@@ -74,6 +75,9 @@ pub struct Sample {
     pub errors: u64,
     /// Whether the server kept an in-flight region.
     pub inflight: bool,
+    /// Share of the server's or the client's core, the greater, that others had
+    /// meanwhile, from 0 to 1.
+    pub strangers: f64,
     /// Cache-line round trips around the run, in nanoseconds.
     pub round_trips_ns: RoundTrips,
 }
@@ -154,17 +158,10 @@ impl Contestant {
             }
             Contestant::Native(file) => on_core(course.cores.server, course.cores.client, || {
                 let (warm_up, duration) = (course.warm_up, course.duration);
-                let client = course.cores.client;
-                fio::run(file, cell, course.span_bytes, warm_up, duration, client)
+                let cores = &course.cores;
+                fio::run(file, cell, course.span_bytes, warm_up, duration, cores)
             }),
-            Contestant::Copy(copy) => {
-                let iops = copy.run(cell, course.cores.server, course.duration)?;
-                Ok(Sample {
-                    iops,
-                    cpu_ns: Some(1e9 / iops),
-                    ..Sample::default()
-                })
-            }
+            Contestant::Copy(copy) => copy.run(cell, course.cores.server, course.duration),
             Contestant::Ceiling => ceiling(cell, course),
         }
     }
@@ -293,26 +290,47 @@ fn load(server: &Server, cell: &Cell, course: &Course) -> Result<Sample, BenchEr
     let inflight = guest.vmms.iter().all(|v| v.inflight().is_some());
     let watch = guest.vmms[0].watch()?;
     let meter = Meter::new(server.pid());
-    let mut marks: Vec<Reading> = Vec::with_capacity(2);
+    let mut marks: Vec<(Reading, [Option<Moment>; 2])> = Vec::with_capacity(2);
     let tally = client::drive(
         &mut guest.lanes,
         Run {
             warm_up: course.warm_up,
             duration: course.duration,
             watch: Some(&watch),
-            mark: &mut || marks.push(meter.read()),
+            mark: &mut || {
+                let reading = meter.read();
+                marks.push((reading, both(&course.cores, reading.cpu_ns)));
+            },
         },
     )?;
     guest.stop()?;
-    let spent = marks[1].since(&marks[0]);
+    let spent = marks[1].0.since(&marks[0].0);
     let each = |total: u64| total as f64 / tally.ops as f64;
     Ok(Sample {
         cpu_ns: Some(each(spent.cpu_ns)),
         cycles: spent.cycles.map(each),
         instructions: spent.instructions.map(each),
         inflight,
+        strangers: strangers(&marks[0].1, &marks[1].1),
         ..sample(cell, &tally)
     })
+}
+
+/// The server's core, whose measured threads have spent so much, and the client's,
+/// which is this thread's.
+fn both(cores: &Cores, server_ns: u64) -> [Option<Moment>; 2] {
+    [
+        Moment::now(cores.server, server_ns),
+        Moment::now(cores.client, meter::own_cpu_ns()),
+    ]
+}
+
+fn strangers(before: &[Option<Moment>; 2], after: &[Option<Moment>; 2]) -> f64 {
+    let of = |(before, after): (&Option<Moment>, &Option<Moment>)| {
+        Some(before.as_ref()?.strangers_until(after.as_ref()?))
+    };
+    let shares = before.iter().zip(after).filter_map(of);
+    shares.fold(0.0, f64::max)
 }
 
 fn sample(cell: &Cell, tally: &client::Tally) -> Sample {
@@ -341,18 +359,23 @@ fn ceiling(cell: &Cell, course: &Course) -> Result<Sample, BenchError> {
         devices.push(device);
     }
     let ring = SelfCompleting::start(&devices, course.cores.server)?;
+    let mut marks = Vec::with_capacity(2);
     let tally = client::drive(
         &mut guest.lanes,
         Run {
             warm_up: course.warm_up,
             duration: course.duration,
             watch: None,
-            mark: &mut || {},
+            mark: &mut || {
+                // The ring's thread is the only other one that does anything.
+                let ring_ns = meter::cpu_ns(std::process::id()) - meter::own_cpu_ns();
+                marks.push(both(&course.cores, ring_ns));
+            },
         },
     )?;
     drop(ring);
     Ok(Sample {
-        errors: 0,
+        strangers: strangers(&marks[0], &marks[1]),
         ..sample(cell, &tally)
     })
 }

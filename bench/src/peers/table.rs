@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::cell::{Backend, Cell};
 use super::runs::{Cores, Peer, Sample};
 use super::stats::{Ratio, Spread, steady};
-use super::{Plan, meter};
+use super::{Plan, meter, strangers};
 
 /// A peer that is not in the table, and why.
 #[derive(Debug, Clone, Serialize)]
@@ -109,10 +109,16 @@ impl CellResult {
     fn pairs(&self, peer: &PeerResult) -> Vec<(f64, f64, bool)> {
         let ferry = self.of(Peer::Ferry).map_or(&[][..], |f| &f.runs);
         let pair = |(ours, theirs): (&Sample, &Sample)| {
-            let alike = steady(&[ours.round_trips_ns, theirs.round_trips_ns]);
+            let alone = strangers::few(ours.strangers.max(theirs.strangers));
+            let alike = alone && steady(&[ours.round_trips_ns, theirs.round_trips_ns]);
             (ours.iops, theirs.iops, alike)
         };
         ferry.iter().zip(&peer.runs).map(pair).collect()
+    }
+
+    fn is_disturbed(&self) -> bool {
+        let ratios = self.peers.iter().filter_map(|p| p.ratio);
+        ratios.into_iter().any(|r| r.unsteady)
     }
 
     /// The figures of the runs.
@@ -123,8 +129,12 @@ impl CellResult {
             .map(|p| Ratio::of(&self.pairs(p)).filter(|_| p.peer != Peer::Ferry))
             .collect();
         for (peer, ratio) in self.peers.iter_mut().zip(ratios) {
+            // Undisturbed runs, if there are any.
+            let alone = |s: &&Sample| strangers::few(s.strangers);
+            let any = peer.runs.iter().any(|s| alone(&s));
+            let runs: Vec<_> = peer.runs.iter().filter(|s| !any || alone(s)).collect();
             let spread =
-                |of: fn(&Sample) -> Option<f64>| Spread::of(peer.runs.iter().filter_map(of));
+                |of: fn(&Sample) -> Option<f64>| Spread::of(runs.iter().filter_map(|s| of(s)));
             peer.iops = spread(|s| Some(s.iops));
             peer.p50_ns = spread(|s| s.p50_ns);
             peer.cpu_ns = spread(|s| s.cpu_ns);
@@ -171,6 +181,8 @@ pub struct Table {
     pub inflight: bool,
     /// Whether cycles and instructions are counted, or why not.
     pub counters: String,
+    /// Whether it was ended before all cells were done.
+    pub interrupted: bool,
     /// The rows.
     pub cells: Vec<CellResult>,
     /// Who is not here.
@@ -204,15 +216,20 @@ impl Table {
                 Ok(()) => "counted".into(),
                 Err(error) => format!("not counted here ({error})"),
             },
+            interrupted: false,
             cells,
             left_out,
         }
     }
 
-    /// Whether every request of every run succeeded.
+    /// Whether all was run and every request succeeded.
     pub fn is_clean(&self) -> bool {
+        !self.interrupted && self.errors() == 0
+    }
+
+    fn errors(&self) -> u64 {
         let peers = self.cells.iter().flat_map(|c| &c.peers);
-        peers.map(|p| p.errors).sum::<u64>() == 0
+        peers.map(|p| p.errors).sum()
     }
 
     /// As aligned text.
@@ -277,7 +294,16 @@ impl Table {
         for left_out in &self.left_out {
             let _ = writeln!(out, "{left_out}");
         }
-        if !self.is_clean() {
+        if self.interrupted {
+            let _ = writeln!(out, "INTERRUPTED: the cells that were done by then.");
+        }
+        if self.cells.iter().any(CellResult::is_disturbed) {
+            let _ = writeln!(
+                out,
+                "A ratio marked ! is of pairs that others disturbed, as no other pair was left."
+            );
+        }
+        if self.errors() > 0 {
             let _ = writeln!(out, "REQUESTS FAILED: see the errors with --json.");
         }
         out
