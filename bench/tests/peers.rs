@@ -47,6 +47,8 @@ fn peers_quick_fills_every_cell_and_draws() {
     let svg = dir.path().join("chart.svg");
     let output = peers(&[
         "--quick",
+        "--patience",
+        "0",
         "--json",
         "--seconds",
         "0.05",
@@ -97,7 +99,14 @@ fn peers_tables_name_their_columns_and_who_is_left_out() {
     // Nothing but this program and ferry can be found.
     let output = Command::new(env!("CARGO_BIN_EXE_ferry-bench"))
         .env("PATH", dir.path())
-        .args(["peers", "--quick", "--markdown", "--ferry"])
+        .args([
+            "peers",
+            "--quick",
+            "--patience",
+            "0",
+            "--markdown",
+            "--ferry",
+        ])
         .arg(ferry)
         .args(["--backend", "null", "--depth", "8", "--seconds", "0.05"])
         .output()
@@ -124,6 +133,7 @@ fn peers_wrong_usage_is_told() {
         &["--server-core", "100000"],
         &["--backend", "floppy"],
         &["--seconds", "0"],
+        &["--patience", "-1"],
         &["--json", "--markdown"],
     ] {
         let output = peers(&[&["--ferry", here], args].concat());
