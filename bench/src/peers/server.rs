@@ -222,13 +222,16 @@ impl Drop for Server {
 }
 
 /// Attaches to a disk. A socket is there a moment before its server listens, and
-/// refuses until then.
+/// refuses until then; between two front-ends some servers make it anew.
 pub fn attach(socket: &Path) -> Result<Vmm, VmmError> {
     let until = Instant::now() + START;
     loop {
         match Vmm::connect(socket, VmmOptions::default()) {
             Err(VmmError::Connect { source, .. })
-                if source.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until =>
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                ) && Instant::now() < until =>
             {
                 std::thread::sleep(Duration::from_millis(10));
             }
