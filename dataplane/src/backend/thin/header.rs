@@ -18,6 +18,9 @@ const V3_BYTES: usize = 104;
 const NAME_BYTES_MAX: usize = 1023;
 /// Header extension that holds the format of the base; 0 ends the extensions.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Header extension with names of features, for messages, and the bytes of one entry.
+const FEATURE_NAMES: u32 = 0x6803_f857;
+const FEATURE_NAME_BYTES: u64 = 48;
 /// Extensions looked at; images have a handful.
 const EXTENSIONS_MAX: usize = 64;
 /// Longest L1 table, in bytes, as QEMU has it.
@@ -285,10 +288,7 @@ fn read_backing(
         path: path.to_owned(),
         what: what.into(),
     };
-    let failed = |source| ThinError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let format = read_extensions(file, path, header_bytes, cluster_bits)?;
     let (offset, len) = (be64(start, 8), be32(start, 16) as usize);
     if offset == 0 {
         return Ok(None);
@@ -303,34 +303,63 @@ fn read_backing(
         ));
     }
     let mut name = vec![0; len];
-    file.read_exact_at(&mut name, offset).map_err(failed)?;
+    file.read_exact_at(&mut name, offset)
+        .map_err(|source| ThinError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
     let name = String::from_utf8(name).map_err(|_| malformed("the name of its base is no text"))?;
     if name.contains('\0') {
         return Err(malformed("the name of its base is no text"));
     }
+    Ok(Some(Backing { name, format }))
+}
+
+/// Looks through the header extensions, for the format of the base. The driver reads them all once
+/// more, and takes a table of names that does not end with an entry badly.
+fn read_extensions(
+    file: &File,
+    path: &Path,
+    header_bytes: u64,
+    cluster_bits: u32,
+) -> Result<Option<String>, ThinError> {
+    let malformed = |what: &str| {
+        Err(ThinError::Malformed {
+            path: path.to_owned(),
+            what: what.into(),
+        })
+    };
+    let failed = |source| ThinError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let cluster = 1u64 << cluster_bits;
     let (mut at, mut format) = (header_bytes, None);
     for _ in 0..EXTENSIONS_MAX {
         if at + 8 > cluster {
-            break;
+            return malformed("its header extensions leave the first cluster");
         }
         let mut head = [0; 8];
-        file.read_exact_at(&mut head, at).map_err(failed)?;
+        read_up_to(file, &mut head, at).map_err(failed)?;
         let (kind, len) = (be32(&head, 0), u64::from(be32(&head, 4)));
         at += 8;
         if kind == 0 {
-            break;
+            return Ok(format);
         }
         if at + len > cluster {
-            return Err(malformed("a header extension leaves the first cluster"));
+            return malformed("a header extension leaves the first cluster");
+        }
+        if kind == FEATURE_NAMES && !len.is_multiple_of(FEATURE_NAME_BYTES) {
+            return malformed("its table of feature names ends within an entry");
         }
         if kind == BACKING_FORMAT && len <= 64 {
             let mut text = vec![0; usize::try_from(len).expect("64 at most")];
-            file.read_exact_at(&mut text, at).map_err(failed)?;
+            read_up_to(file, &mut text, at).map_err(failed)?;
             format = Some(String::from_utf8_lossy(&text).into_owned());
         }
         at += len.next_multiple_of(8);
     }
-    Ok(Some(Backing { name, format }))
+    malformed("it has too many header extensions")
 }
 
 /// Reads as much as there is, up to the whole of `buf`.
