@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         ("discard_makes_the_image_smaller", discard),
         ("read_only_disk_refuses_writes", read_only),
         ("disk_grows_under_its_guest", grows),
+        ("clone_grows_under_its_guest", clone_grows),
         ("ten_idle_disks_cost_no_processor_time", idle),
     ])
 }
@@ -100,8 +101,33 @@ fn grows(dir: &TestDir) -> Check {
     let path = dir.path("disk.img");
     image::create(&path, 64 * image::MIB)?;
     let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let seen = grows_on(dir, &daemon, &path.display().to_string())?;
+    let there = Command::new("sh")
+        .args(["-c", "tail -c 4194304 \"$0\" | sha256sum"])
+        .arg(&path)
+        .output()?;
+    let there = String::from_utf8_lossy(&there.stdout).into_owned();
+    ensure!(
+        seen.split_whitespace().next() == there.split_whitespace().next(),
+        "the guest wrote {seen:?} and the image ends with {there:?}"
+    );
+    Ok(())
+}
+
+fn clone_grows(dir: &TestDir) -> Check {
+    let (base, overlay) = (dir.path("base.img"), dir.path("disk.qcow2"));
+    image::create(&base, 64 * image::MIB)?;
+    let daemon = Daemon::spawn(dir, "a", &[], "")?;
+    let (base, overlay) = (base.display().to_string(), overlay.display().to_string());
+    daemon.expect(&["disk", "clone", &base, &overlay])?;
+    grows_on(dir, &daemon, &format!("qcow2:{overlay}"))?;
+    Ok(())
+}
+
+/// Grows a disk of 64 MiB under a guest; what stands in its last 4 MiB then, as a hash.
+fn grows_on(dir: &TestDir, daemon: &Daemon, disk: &str) -> Check<String> {
     let machine = Machine::default();
-    let socket = daemon.add_disk("d0", &path.display().to_string(), machine.queues)?;
+    let socket = daemon.add_disk("d0", disk, machine.queues)?;
     let mut guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
     guest.expect("mkfs.ext4 -q /dev/vda 32M && mount /dev/vda /mnt")?;
     guest.spawn_bg(
@@ -127,22 +153,14 @@ fn grows(dir: &TestDir) -> Check {
         ))?;
     }
     let seen = guest.expect("sha256sum </tmp/new")?;
-    let there = Command::new("sh")
-        .args(["-c", "tail -c 4194304 \"$0\" | sha256sum"])
-        .arg(&path)
-        .output()?;
-    let there = String::from_utf8_lossy(&there.stdout).into_owned();
-    ensure!(
-        seen.split_whitespace().next() == there.split_whitespace().next(),
-        "the guest wrote {seen:?} and the image ends with {there:?}"
-    );
     let shrunk = daemon.run(&["disk", "resize", "d0", "64M"])?;
     ensure!(shrunk.code == Some(1), "the disk was made smaller");
     ensure!(
         guest.bg_status("load")?.is_none(),
         "the load on the file system ended"
     );
-    guest.ensure_no_disk_errors()
+    guest.ensure_no_disk_errors()?;
+    Ok(seen)
 }
 
 fn idle(dir: &TestDir) -> Check {
