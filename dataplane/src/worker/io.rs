@@ -44,6 +44,17 @@ impl Core {
         self.start(id);
     }
 
+    /// Has the processor fetch the start of what a request of a mapped disk will copy, while those
+    /// before it are copied.
+    pub(super) fn look_ahead(&self, id: u32) {
+        let slot = self.slots.get(id);
+        if matches!(slot.request.op, Op::Read | Op::Write)
+            && let Some(mapping) = of(&self.lanes, slot.lane).backend.mapping()
+        {
+            mapping.prefetch(&slot.range());
+        }
+    }
+
     /// Starts the changes that waited for a range, in the order in which they came.
     pub(super) fn retry_conflicted(&mut self, lane_id: u32) {
         if !std::mem::take(&mut self.lane(lane_id).retry) {

@@ -14,9 +14,9 @@
 //! kicks as soon as nothing of it is in flight. A single request that does come soon after another,
 //! as its kick tells, is enough to poll it again.
 
-use super::lane::{Gate, of};
+use super::lane::{Gate, Lane, of};
 use super::{Core, Mode};
-use crate::limits::{FETCH_BUDGET, FETCH_BYTES, SLOT_SHARE, SPIN_MISSES};
+use crate::limits::{COPY_BYTES, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES};
 use crate::queue::Fetched;
 use crate::ring::Token;
 use crate::slots::{Inbox, Room};
@@ -44,7 +44,7 @@ impl Core {
         }
         let count = lane.polled.len();
         let start = if lane.next < count { lane.next } else { 0 };
-        let mut room = room(lane.in_flight);
+        let mut room = room(lane);
         for at in (start..count).chain(0..start) {
             let id = self.lane(lane_id).polled[at];
             let now_ns = self.now_ns;
@@ -66,7 +66,7 @@ impl Core {
             return false;
         }
         let lane = self.queue(id).lane;
-        let mut room = room(self.lane(lane).in_flight);
+        let mut room = room(self.lane(lane));
         self.fetch_queue(id, &mut room) > 0
     }
 
@@ -116,7 +116,10 @@ impl Core {
         let count = u32::try_from(taken.len()).expect("bounded by the slots");
         entry.in_flight += count;
         self.lane(lane).in_flight += count;
-        for &slot in &taken {
+        for (at, &slot) in taken.iter().enumerate() {
+            if let Some(&later) = taken.get(at + LOOK_AHEAD) {
+                self.look_ahead(later);
+            }
             self.admit(slot);
         }
         taken.clear();
@@ -263,12 +266,14 @@ impl Core {
     }
 }
 
-/// A disk's share of a turn.
-fn room(in_flight: u32) -> Room {
+/// A disk's share of a turn. What is copied inside the call ends the turn sooner: the guest is shown
+/// it, and asks for more, while the worker copies on.
+fn room(lane: &Lane) -> Room {
+    let copies = lane.backend.mapping().is_some();
     Room {
         requests: FETCH_BUDGET,
-        bytes: FETCH_BYTES,
+        bytes: if copies { COPY_BYTES } else { FETCH_BYTES },
         share: SLOT_SHARE,
-        held: in_flight as usize,
+        held: lane.in_flight as usize,
     }
 }
