@@ -41,6 +41,9 @@ pub const SUBMISSION_ENTRIES: u32 = 512;
 /// Entries of a worker's completion queue: each slot, each armed kick, with room to spare.
 pub const COMPLETION_ENTRIES: u32 = 8192;
 
+/// Requests that are worth a call to the kernel of their own while a device has nothing to do.
+pub const FIRST_BATCH: u32 = 8;
+
 /// Requests popped from all queues of one disk before the worker turns to the next disk.
 pub const FETCH_BUDGET: usize = 64;
 
@@ -78,6 +81,10 @@ pub const SPIN_NS: u64 = 50_000;
 
 /// Gaps in a row that were longer than the polling, after which a queue is not polled in vain.
 pub const SPIN_MISSES: u8 = 4;
+
+/// A queue whose requests take longer than the polling is polled for this part of the time, once
+/// its guest has answered what it was shown: the rest of the answer comes in it.
+pub const SPIN_SHORT: u64 = 16;
 
 /// How long a queue that gave something is left alone, so that a batch gathers, in nanoseconds:
 /// somewhat more than a cache line's way to another core and back.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::buffer::AlignedBuf;
-use crate::limits::{COMPLETION_ENTRIES, SUBMISSION_ENTRIES};
+use crate::limits::{COMPLETION_ENTRIES, FIRST_BATCH, SUBMISSION_ENTRIES};
 use crate::slots::Slot;
 use registered::Registered;
 pub(crate) use registered::Target;
@@ -71,6 +71,8 @@ pub(crate) enum Transfer {
 pub(crate) struct Ring {
     ring: IoUring,
     unsubmitted: u32,
+    /// Requests that were pushed and not reaped.
+    under_way: u32,
     /// The kernel may hold completions back until it is entered (COOP_TASKRUN).
     cooperative: bool,
     registered: Registered,
@@ -111,6 +113,7 @@ impl Ring {
         Ok(Ring {
             ring,
             unsubmitted: 0,
+            under_way: 0,
             cooperative,
             registered,
         })
@@ -176,6 +179,18 @@ impl Ring {
         // SAFETY: the caller's promise.
         unsafe { self.push(entry, Token::Slot(id)) }?;
         slot.in_kernel = true;
+        self.under_way += 1;
+        self.submit_early()
+    }
+
+    /// Submits when more waits than the kernel has. It gives a batch to the device as a whole, after
+    /// the last request is prepared, and a device with nothing to do would wait for that. One that
+    /// is busy gets its batch in one call, at the end of the turn.
+    fn submit_early(&mut self) -> io::Result<()> {
+        let begun = self.under_way.saturating_sub(self.unsubmitted);
+        if self.unsubmitted >= FIRST_BATCH && self.unsubmitted > begun {
+            self.submit()?;
+        }
         Ok(())
     }
 
@@ -367,9 +382,15 @@ impl Ring {
 
     /// Moves the CQEs that are there into `into`, as many as it has capacity for.
     pub fn reap(&mut self, into: &mut Vec<(Token, i32)>) {
-        let room = into.capacity() - into.len();
+        let known = into.len();
+        let room = into.capacity() - known;
         let entries = self.ring.completion().take(room);
         into.extend(entries.map(|e: cqueue::Entry| (Token::unpack(e.user_data()), e.result())));
+        let requests = into[known..]
+            .iter()
+            .filter(|(token, _)| matches!(token, Token::Slot(_)));
+        let ended = u32::try_from(requests.count()).unwrap_or(u32::MAX);
+        self.under_way = self.under_way.saturating_sub(ended);
     }
 }
 

@@ -74,6 +74,10 @@ struct QueueEntry {
     last_active_ns: u64,
     /// Gaps between its requests, in a row, for which polling was too short.
     misses: u8,
+    /// Waits for its own requests, in a row, for which polling was too short.
+    long_waits: u8,
+    /// It gave a request after its last completion.
+    answered: bool,
     /// A kick woke it, and the request behind that is yet to be fetched.
     woken: bool,
     load: Arc<QueueLoad>,
@@ -305,6 +309,8 @@ impl Core {
             polled_at: 0,
             last_active_ns: self.now_ns,
             misses: 0,
+            long_waits: 0,
+            answered: false,
             woken: false,
             load,
             floor: PollFloor::default(),

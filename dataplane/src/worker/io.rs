@@ -368,7 +368,7 @@ impl Core {
     }
 
     fn deliver(&mut self, id: u32) {
-        let now_ns = self.now_ns;
+        let (now_ns, spin_ns) = (self.now_ns, self.spin_ns);
         let slot = self.slots.get_mut(id);
         let entry = self.queues[slot.queue as usize]
             .as_mut()
@@ -385,6 +385,7 @@ impl Core {
             segments: &slot.segments,
         });
         entry.in_flight -= 1;
+        Core::judge_wait(entry, now_ns, spin_ns);
         entry.last_active_ns = now_ns;
         entry.load.count(slot.request.len_bytes);
         self.load.ended();

@@ -13,10 +13,16 @@
 //! whose last few requests all came too late for that is not polled in vain any more: it goes back to
 //! kicks as soon as nothing of it is in flight. A single request that does come soon after another,
 //! as its kick tells, is enough to poll it again.
+//!
+//! The same goes for the wait for its requests in the kernel. Where the last few waits were longer
+//! than the polling, a queue that has answered its last completion with new requests is polled for
+//! a sixteenth of the time only.
 
 use super::lane::{Gate, Lane, of};
-use super::{Core, Mode};
-use crate::limits::{COPY_BYTES, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES};
+use super::{Core, Mode, QueueEntry};
+use crate::limits::{
+    COPY_BYTES, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES, SPIN_SHORT,
+};
 use crate::queue::Fetched;
 use crate::ring::Token;
 use crate::slots::{Inbox, Room};
@@ -101,6 +107,7 @@ impl Core {
             Fetched::Some(count) => {
                 room.requests = budget.saturating_sub(count);
                 entry.last_active_ns = self.now_ns;
+                entry.answered = true;
                 entry.floor.found(self.now_ns, count);
                 if !std::mem::take(&mut entry.woken) {
                     entry.misses = 0; // polling has paid
@@ -222,6 +229,18 @@ impl Core {
         entry.woken = true;
     }
 
+    /// A request of the queue ended: notes whether polling did, or would have done, for the wait.
+    /// What comes in the time that is polled in any case says nothing.
+    pub(super) fn judge_wait(entry: &mut QueueEntry, now_ns: u64, spin_ns: u64) {
+        let wait_ns = now_ns.saturating_sub(entry.last_active_ns);
+        if wait_ns > spin_ns.saturating_mul(2) {
+            entry.long_waits = entry.long_waits.saturating_add(1);
+        } else if wait_ns > spin_ns / SPIN_SHORT {
+            entry.long_waits = 0;
+        }
+        entry.answered = false;
+    }
+
     fn forget_kick(&mut self, id: u32, was: Mode) {
         if let Mode::Armed(generation) = was
             && let Err(error) = self.ring.disarm(Token::Kick(id, generation))
@@ -256,8 +275,13 @@ impl Core {
             return true;
         }
         let lane = entry.lane;
-        let polls_on = entry.in_flight > 0 || entry.misses < SPIN_MISSES;
-        let quiet = !polls_on || idle_ns >= spin_ns;
+        let quiet = if entry.in_flight == 0 {
+            entry.misses >= SPIN_MISSES || idle_ns >= spin_ns
+        } else if entry.answered && entry.long_waits >= SPIN_MISSES {
+            idle_ns >= spin_ns / SPIN_SHORT
+        } else {
+            idle_ns >= spin_ns
+        };
         if self.lane(lane).is_armed() && self.report_first(id) {
             self.unwatch(id);
             return true;
