@@ -25,6 +25,9 @@ impl Core {
         let Some(fd) = self.queue(id).queue.kick_fd() else {
             return false;
         };
+        // Here, where there is time, and not when a kick has come. Before the guest is asked for
+        // kicks: one that comes between this and the poll ends the poll at once.
+        self.queue(id).queue.drain_kick();
         if self.queue(id).queue.arm() {
             self.queue(id).queue.disarm();
             return false;
@@ -56,7 +59,6 @@ impl Core {
             return; // taken back since
         }
         entry.mode = Mode::Quiet;
-        entry.queue.drain_kick();
         self.judge_gap(id);
         self.watch(id);
     }

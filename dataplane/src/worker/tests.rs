@@ -320,3 +320,48 @@ fn a_queue_whose_gaps_are_long_is_not_polled_in_vain_until_one_is_short() {
     }
     assert!(request(&mut bench, 0), "a short gap, and not polled");
 }
+
+#[test]
+fn a_device_whose_waits_are_long_is_not_polled_through_them() {
+    let spin_ns = 1 << 33; // seconds: no turn takes so long
+    let long_ns = 3 * spin_ns;
+    let mut bench = Bench::new(spin_ns);
+    let disk = bench.disk(1 << 60, 1, 512); // and no request ends
+    let (id, log, _) = &disk.queues[0];
+    let request = |bench: &mut Bench| {
+        let done = disk.fetched();
+        log.waiting.store(1, Ordering::Relaxed);
+        while disk.fetched() == done {
+            bench.turn();
+        }
+    };
+    let parks_after = |bench: &mut Bench, idle_ns: u64| {
+        let now_ns = std::mem::replace(&mut bench.core.now_ns, long_ns);
+        bench.core.queue(*id).last_active_ns = long_ns - idle_ns;
+        bench.core.park_quiet();
+        bench.core.now_ns = now_ns;
+        let parked = bench.core.active.is_empty();
+        bench.core.poll_queue(*id);
+        parked
+    };
+    let waited = |bench: &mut Bench, wait_ns: u64| {
+        let entry = bench.core.queue(*id);
+        Core::judge_wait(entry, entry.last_active_ns + wait_ns, spin_ns);
+    };
+    request(&mut bench);
+    assert!(!parks_after(&mut bench, spin_ns / 2));
+    for _ in 0..crate::limits::SPIN_MISSES {
+        waited(&mut bench, long_ns);
+        waited(&mut bench, 0); // the others of a batch say nothing
+    }
+    assert!(!parks_after(&mut bench, spin_ns / 2), "no time to answer");
+    request(&mut bench);
+    assert!(parks_after(&mut bench, spin_ns / 2), "polled in vain");
+    waited(&mut bench, spin_ns / 2);
+    request(&mut bench);
+    assert!(
+        !parks_after(&mut bench, spin_ns / 2),
+        "a short wait, and not polled"
+    );
+    assert!(parks_after(&mut bench, spin_ns));
+}
