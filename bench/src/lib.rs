@@ -11,11 +11,13 @@
 //!   second worker brings.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
+//! - [`draw`]: the blocks of a load that is not verified.
 //! - [`churn`]: devices attached, used and detached again and again at a daemon.
 
 pub mod blk;
 pub mod churn;
 pub mod device;
+pub mod draw;
 pub mod error;
 pub mod frontend;
 pub mod peers;

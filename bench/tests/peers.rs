@@ -2,26 +2,11 @@
 //! machine is busy with other tests.
 #![allow(missing_docs)]
 
-use std::path::PathBuf;
+mod common;
+
 use std::process::{Command, Output};
 
-/// The ferry of this build, which a run of this package's tests alone does not make.
-fn ferry(test: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_BIN_EXE_ferry-bench")).with_file_name("ferry");
-    if path.is_file() {
-        return Some(path);
-    }
-    skip(test, "ferry is not built; cargo test --workspace builds it");
-    None
-}
-
-fn skip(test: &str, why: &str) {
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{test}: {why}, and CI=true forbids skipping"
-    );
-    eprintln!("SKIPPED: {test}: {why}");
-}
+use common::{ferry, skip, text};
 
 fn peers(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ferry-bench"))
@@ -29,10 +14,6 @@ fn peers(args: &[&str]) -> Output {
         .args(args)
         .output()
         .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]

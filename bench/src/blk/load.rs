@@ -8,8 +8,9 @@ use hdrhistogram::Histogram;
 
 use super::report::{Report, Tally};
 use super::{BlkPlan, Watcher};
+use crate::draw::Blocks;
 use crate::error::BenchError;
-use crate::frontend::{BlkQueue, GuestDevice, GuestMemory, Op, PeerWatch, Segment, Status, Vmm};
+use crate::frontend::{BlkQueue, GuestDevice, GuestMemory, PeerWatch, Segment, Status, Vmm};
 use crate::rng::{Rng, mix};
 
 /// How often a thread that polls looks up from its ring.
@@ -29,12 +30,12 @@ pub(super) fn measure(
     let stop = Arc::new(AtomicBool::new(false));
     let mut drivers = Vec::new();
     for i in 0..plan.queues {
-        let next = Next::new(plan, i, span_bytes);
+        let blocks = blocks(plan, i, span_bytes);
         drivers.push(Driver::new(
             plan,
             vmm,
             &device,
-            next,
+            (usize::from(i), blocks),
             segments,
             stop.clone(),
         )?);
@@ -91,7 +92,7 @@ struct Driver {
     free: Vec<usize>,
     /// By the queue's slot: our buffer, and when it was submitted.
     flights: Vec<(usize, Instant)>,
-    next: Next,
+    blocks: Blocks,
     stop: Arc<AtomicBool>,
     watch: PeerWatch,
     spin: Duration,
@@ -104,13 +105,13 @@ impl Driver {
         plan: &BlkPlan,
         vmm: &Vmm,
         device: &GuestDevice,
-        next: Next,
+        (queue, blocks): (usize, Blocks),
         segments: u16,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, BenchError> {
         let (features, len) = (vmm.features(), plan.block_bytes);
         let limit = vmm.config().segment_bytes_max(features);
-        let queue = device.blk_queue(next.queue, features, plan.queue_options(segments))?;
+        let queue = device.blk_queue(queue, features, plan.queue_options(segments))?;
         let mut buffers = Vec::new();
         for _ in 0..plan.depth {
             let addr = device.memory().alloc(u64::from(len), 4096)?;
@@ -121,7 +122,7 @@ impl Driver {
             free: (0..buffers.len()).collect(),
             flights: vec![(0, Instant::now()); buffers.len()],
             buffers,
-            next,
+            blocks,
             stop,
             watch: vmm.watch()?,
             spin: plan.spin,
@@ -154,7 +155,7 @@ impl Driver {
         }
         let now = Instant::now();
         while let Some(buffer) = self.free.pop() {
-            let (op, sector) = self.next.draw();
+            let (op, sector) = self.blocks.draw();
             let token = self.queue.submit(op, sector, &self.buffers[buffer])?;
             self.flights[token.slot()] = (buffer, now);
         }
@@ -209,48 +210,17 @@ impl Driver {
     }
 }
 
-/// Draws the next request of a queue.
-struct Next {
-    queue: usize,
-    rng: Rng,
-    random: bool,
-    read_percent: u64,
-    blocks: u64,
-    sectors_per_block: u64,
-    at: u64,
-}
-
-impl Next {
-    fn new(plan: &BlkPlan, queue: u16, span_bytes: u64) -> Self {
-        let blocks = span_bytes / u64::from(plan.block_bytes);
-        Self {
-            queue: usize::from(queue),
-            rng: Rng::new(mix(plan.seed ^ mix(u64::from(queue)))),
-            random: plan.pattern.random,
-            read_percent: u64::from(plan.pattern.read_percent),
-            blocks,
-            sectors_per_block: u64::from(plan.block_bytes) / 512,
-            // Sequential queues start apart, so they do not chase each other.
-            at: blocks / u64::from(plan.queues) * u64::from(queue),
-        }
-    }
-
-    fn draw(&mut self) -> (Op, u64) {
-        let block = if self.random {
-            self.rng.below(self.blocks)
-        } else {
-            self.at = (self.at + 1) % self.blocks;
-            self.at
-        };
-        let read = match self.read_percent {
-            0 => false,
-            100 => true,
-            percent => self.rng.percent(percent),
-        };
-        (
-            if read { Op::Read } else { Op::Write },
-            block * self.sectors_per_block,
-        )
+/// What a queue asks for.
+fn blocks(plan: &BlkPlan, queue: u16, span_bytes: u64) -> Blocks {
+    let count = span_bytes / u64::from(plan.block_bytes);
+    Blocks {
+        count,
+        block_bytes: plan.block_bytes,
+        random: plan.pattern.random,
+        read_percent: u64::from(plan.pattern.read_percent),
+        // Sequential queues start apart, so they do not chase each other.
+        at: count / u64::from(plan.queues) * u64::from(queue),
+        rng: Rng::new(mix(plan.seed ^ mix(u64::from(queue)))),
     }
 }
 

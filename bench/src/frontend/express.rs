@@ -10,7 +10,6 @@
 //! before it is used as an index.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,7 +17,7 @@ use super::blk::{Op, Status, feature};
 use super::device::GuestDevice;
 use super::memory::View;
 use super::queue::{QueueError, Segment};
-use super::ring::{DESC_NEXT, DESC_WRITE, Desc, SplitRing, passes};
+use super::ring::{DESC_NEXT, DESC_WRITE, Desc, SplitRing};
 
 /// Header and status byte of a slot: one cache line.
 const SLOT_BYTES: usize = 64;
@@ -179,16 +178,8 @@ impl ExpressQueue {
         if old == new {
             return Ok(());
         }
-        self.ring.publish(new);
+        let wanted = self.ring.offer(old, new, self.event_idx);
         self.published = new;
-        // The index must be out before we look whether the device sleeps: it
-        // says that it sleeps, then looks at the index.
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
-            passes(self.ring.avail_event(), new, old)
-        } else {
-            !self.ring.no_notify()
-        };
         if wanted {
             self.kick.write(1)?;
         }

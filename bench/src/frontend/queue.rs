@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::blk::{Op, Range, Status, feature};
 use super::memory::{GuestMemory, View};
-use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc, SplitRing, passes};
+use super::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc, SplitRing};
 
 pub use types::{Completion, QueueError, QueueOptions, Segment, Token};
 
@@ -175,16 +175,8 @@ impl BlkQueue {
         if old == new {
             return Ok(false);
         }
-        self.ring.publish(new);
+        let wanted = self.ring.offer(old, new, self.event_idx);
         self.published = new;
-        // The index must be out before we look whether the device sleeps: it
-        // says that it sleeps, then looks at the index.
-        fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
-            passes(self.ring.avail_event(), new, old)
-        } else {
-            !self.ring.no_notify()
-        };
         if wanted {
             self.kick()?;
         }

@@ -4,7 +4,7 @@
 //! it is told. [`BlkQueue`](super::BlkQueue) drives it properly; tests of
 //! hostile guests drive it directly.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use super::memory::{GuestMemory, MemoryError, View};
 
@@ -127,6 +127,20 @@ impl SplitRing {
     #[inline]
     pub fn publish(&self, index: u16) {
         self.avail.u16_at(2).store(index.to_le(), Ordering::Release);
+    }
+
+    /// Publishes the available index that stood at `old`; whether the device wants a kick for it.
+    #[inline]
+    pub fn offer(&self, old: u16, new: u16, event_idx: bool) -> bool {
+        self.publish(new);
+        // The index must be out before we look whether the device sleeps: it
+        // says that it sleeps, then looks at the index.
+        fence(Ordering::SeqCst);
+        if event_idx {
+            passes(self.avail_event(), new, old)
+        } else {
+            !self.no_notify()
+        }
     }
 
     /// The available index as it stands.

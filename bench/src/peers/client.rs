@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::cell::Mix;
+use crate::draw::Blocks;
 use crate::error::BenchError;
-use crate::frontend::{ExpressQueue, Op, PeerWatch, Status};
+use crate::frontend::{ExpressQueue, PeerWatch, Status};
 use crate::rng::{Rng, mix};
 
 /// Loops between two looks at the clock.
@@ -38,43 +39,27 @@ pub struct Load {
 #[derive(Debug)]
 pub struct Lane {
     queue: ExpressQueue,
-    blocks: u64,
-    sectors_per_block: u64,
-    read_percent: u64,
-    random: bool,
-    at: u64,
-    rng: Rng,
+    blocks: Blocks,
 }
 
 impl Lane {
     /// Lanes of one run differ in their number.
     pub fn new(queue: ExpressQueue, load: &Load, number: u64) -> Self {
-        Self {
-            queue,
-            blocks: load.span_bytes / u64::from(load.block_bytes),
-            sectors_per_block: u64::from(load.block_bytes) / 512,
-            read_percent: load.mix.read_percent(),
+        let blocks = Blocks {
+            count: load.span_bytes / u64::from(load.block_bytes),
+            block_bytes: load.block_bytes,
             random: load.random,
+            read_percent: load.mix.read_percent(),
             at: 0,
             rng: Rng::new(mix(load.seed ^ mix(number))),
-        }
+        };
+        Self { queue, blocks }
     }
 
     #[inline]
     fn put(&mut self, slot: u16) {
-        let block = if self.random {
-            self.rng.below(self.blocks)
-        } else {
-            self.at = (self.at + 1) % self.blocks;
-            self.at
-        };
-        let read = match self.read_percent {
-            0 => false,
-            100 => true,
-            percent => self.rng.percent(percent),
-        };
-        let op = if read { Op::Read } else { Op::Write };
-        self.queue.put(slot, op, block * self.sectors_per_block);
+        let (op, sector) = self.blocks.draw();
+        self.queue.put(slot, op, sector);
     }
 }
 

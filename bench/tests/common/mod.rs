@@ -1,9 +1,33 @@
-//! qemu-storage-daemon as the peer.
+//! What the tests share: programs found, or skipped by name; qemu-storage-daemon as the peer.
 #![allow(dead_code, missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// The ferry of this build, which a run of this package's tests alone does not make.
+pub fn ferry(test: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_BIN_EXE_ferry-bench")).with_file_name("ferry");
+    if path.is_file() {
+        return Some(path);
+    }
+    skip(test, "ferry is not built; cargo test --workspace builds it");
+    None
+}
+
+/// Says that a test is skipped and why; fails instead where CI=true.
+pub fn skip(test: &str, why: &str) {
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{test}: {why}, and CI=true forbids skipping"
+    );
+    eprintln!("SKIPPED: {test}: {why}");
+}
+
+/// What a program printed.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
 
 /// A running daemon with one vhost-user-blk export; killed on drop.
 pub struct Peer {
@@ -17,11 +41,7 @@ impl Peer {
     /// daemon is not installed, and fails instead where CI=true.
     pub fn start(test: &str, blockdev: &str, queues: u16) -> Option<Self> {
         if !installed() {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "{test}: qemu-storage-daemon is not installed, and CI=true forbids skipping"
-            );
-            eprintln!("SKIPPED: {test}: qemu-storage-daemon is not installed");
+            skip(test, "qemu-storage-daemon is not installed");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
