@@ -50,9 +50,8 @@ pub const FETCH_BUDGET: usize = 64;
 /// Bytes of requests popped from one disk after which the worker turns to the next.
 pub const FETCH_BYTES: u64 = 1 << 20;
 
-/// The same for a disk whose bytes the worker copies itself: 16 requests of 4 KiB, after which the
-/// guest is shown them.
-pub const COPY_BYTES: u64 = 64 * 1024;
+/// Requests of a disk whose bytes the worker copies itself, after which the guest is shown them.
+pub const COPY_BUDGET: usize = 16;
 
 /// How many requests ahead of the one that is copied the next block is fetched to the cache.
 pub const LOOK_AHEAD: usize = 2;

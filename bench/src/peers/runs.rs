@@ -180,9 +180,10 @@ impl Contestant {
         };
         server.resume()?;
         let mut guest = Guest::new(&server.sockets, &cell, course, false)?;
+        let lanes = guest.lanes.len() as u64;
         let blocks = course.span_bytes / u64::from(cell.block_bytes) + u64::from(cell.depth);
         let mut written = 0;
-        while written < blocks {
+        while written < blocks * lanes {
             let run = Run {
                 warm_up: Duration::ZERO,
                 duration: Duration::from_millis(20),

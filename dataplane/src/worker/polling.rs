@@ -21,7 +21,7 @@
 use super::lane::{Gate, Lane, of};
 use super::{Core, Mode, QueueEntry};
 use crate::limits::{
-    COPY_BYTES, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES, SPIN_SHORT,
+    COPY_BUDGET, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES, SPIN_SHORT,
 };
 use crate::queue::Fetched;
 use crate::ring::Token;
@@ -295,8 +295,8 @@ impl Core {
 fn room(lane: &Lane) -> Room {
     let copies = lane.backend.mapping().is_some();
     Room {
-        requests: FETCH_BUDGET,
-        bytes: if copies { COPY_BYTES } else { FETCH_BYTES },
+        requests: if copies { COPY_BUDGET } else { FETCH_BUDGET },
+        bytes: FETCH_BYTES,
         share: SLOT_SHARE,
         held: lane.in_flight as usize,
     }
