@@ -74,6 +74,8 @@ pub(crate) struct Slot {
     pub due_ns: u64,
     /// Made durable by a flush of its own before it ends.
     pub flush_after: bool,
+    /// It is counted among its lane's buffered writes.
+    pub buffered: bool,
     /// The next slot of the [`SlotList`] that this one is in.
     next: Option<u32>,
     /// The kernel holds pointers into `segments` or `bounce`. Set by the ring facade at submission,
@@ -107,6 +109,7 @@ impl Slot {
             tapped_ns: 0,
             due_ns: 0,
             flush_after: false,
+            buffered: false,
             next: None,
             in_kernel: false,
         }
@@ -214,6 +217,7 @@ impl SlotTable {
         slot.tap_seq = 0;
         slot.tapped_ns = 0;
         slot.flush_after = false;
+        slot.buffered = false;
         Some(id)
     }
 

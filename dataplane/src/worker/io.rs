@@ -27,6 +27,8 @@ impl Core {
             // Through the page cache a write's own flag may miss its error: the disk's flushes do not.
             let slot = self.slots.get_mut(id);
             let cached = matches!(&lane.backend.store, Store::Image(image) if image.is_cached());
+            slot.buffered = cached;
+            lane.buffered_writes += u32::from(cached);
             if cached && slot.request.through {
                 (slot.request.through, slot.flush_after) = (false, true);
             }
@@ -396,6 +398,7 @@ impl Core {
         }
         let lane = of_mut(&mut self.lanes, lane_id);
         lane.in_flight -= 1;
+        lane.buffered_writes -= u32::from(std::mem::take(&mut slot.buffered));
         lane.counters
             .count(slot.request.op, slot.request.len_bytes, slot.status);
         self.slots.release(id);

@@ -82,6 +82,8 @@ pub(crate) struct Lane {
     pub next: usize,
     /// Requests in slots.
     pub in_flight: u32,
+    /// Changes of these that go through the page cache: a kernel thread does them.
+    pub buffered_writes: u32,
     /// It is in the worker's list of lanes that want something done in every turn.
     pub tended: bool,
     pub mirror: Option<Mirror>,
@@ -123,6 +125,7 @@ impl Lane {
             active_at: 0,
             next: 0,
             in_flight: 0,
+            buffered_writes: 0,
             tended: false,
             mirror: None,
             lock: None,

@@ -275,7 +275,12 @@ impl Core {
             return true;
         }
         let lane = entry.lane;
-        let quiet = if entry.in_flight == 0 {
+        let threads = of(&self.lanes, lane).buffered_writes > 0;
+        let entry = self.queue(id);
+        let quiet = if threads {
+            // A kernel thread does these, and may have no other core to do it on.
+            true
+        } else if entry.in_flight == 0 {
             entry.misses >= SPIN_MISSES || idle_ns >= spin_ns
         } else if entry.answered && entry.long_waits >= SPIN_MISSES {
             idle_ns >= spin_ns / SPIN_SHORT
