@@ -3,7 +3,7 @@
 //! One turn of the loop:
 //!
 //! ```text
-//!   commands ─► fetch (each active disk, a budget each) ─► start ─► one io_uring_enter
+//!   commands ─► fetch (each active disk, a budget each) ─► start ─► io_uring_enter
 //!      ▲                                                                    │
 //!      └── idle? ◄── publish (used ring, one call per batch) ◄── CQEs ◄─────┘
 //! ```

@@ -40,6 +40,7 @@ pub struct Load {
 pub struct Lane {
     queue: ExpressQueue,
     blocks: Blocks,
+    put: u64,
 }
 
 impl Lane {
@@ -53,13 +54,23 @@ impl Lane {
             at: 0,
             rng: Rng::new(mix(load.seed ^ mix(number))),
         };
-        Self { queue, blocks }
+        Self {
+            queue,
+            blocks,
+            put: 0,
+        }
+    }
+
+    /// Requests that were put into the ring.
+    pub fn put_in_all(&self) -> u64 {
+        self.put
     }
 
     #[inline]
     fn put(&mut self, slot: u16) {
         let (op, sector) = self.blocks.draw();
         self.queue.put(slot, op, sector);
+        self.put += 1;
     }
 }
 

@@ -26,7 +26,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::guard::Guarded;
-use crate::limits::{MAP_STRIPES, PREFETCH_BYTES, STRIPE_BYTES};
+use crate::limits::{MAP_STRIPES, STRIPE_BYTES};
 use crate::segments::Segments;
 use crate::sys;
 
@@ -123,12 +123,13 @@ impl Mapping {
         unsafe { self.start.add(start) }
     }
 
-    /// Has the processor fetch the range's first [`PREFETCH_BYTES`] and its place in the page
+    /// Has the processor fetch the range's first [`PREFETCH_BYTES`](crate::limits::PREFETCH_BYTES) and its place in the page
     /// tables. From there on the copy itself is fast enough.
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     pub fn prefetch(&self, range: &Range<u64>) {
         #[cfg(target_arch = "x86_64")]
         {
+            use crate::limits::PREFETCH_BYTES;
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let start = self.at(range);
             let len = small(range.end - range.start).min(PREFETCH_BYTES);

@@ -25,6 +25,9 @@ impl Core {
         let Some(fd) = self.queue(id).queue.kick_fd() else {
             return false;
         };
+        if self.queue(id).queue.has_work() {
+            return false; // without a call to the kernel: it may have to wait for room for long
+        }
         // Here, where there is time, and not when a kick has come. Before the guest is asked for
         // kicks: one that comes between this and the poll ends the poll at once.
         self.queue(id).queue.drain_kick();

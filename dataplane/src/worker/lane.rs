@@ -82,7 +82,8 @@ pub(crate) struct Lane {
     pub next: usize,
     /// Requests in slots.
     pub in_flight: u32,
-    /// Changes of these that go through the page cache: a kernel thread does them.
+    /// Changes of these that go through the page cache, where a kernel thread does them. Those that
+    /// wait for something else meanwhile are counted as well.
     pub buffered_writes: u32,
     /// It is in the worker's list of lanes that want something done in every turn.
     pub tended: bool,

@@ -16,7 +16,8 @@
 //!
 //! The same goes for the wait for its requests in the kernel. Where the last few waits were longer
 //! than the polling, a queue that has answered its last completion with new requests is polled for
-//! a sixteenth of the time only.
+//! a sixteenth of the time only. And while writes through the page cache are in flight none of their
+//! disk's queues is polled, unless it has a request that finds no room.
 
 use super::lane::{Gate, Lane, of};
 use super::{Core, Mode, QueueEntry};
@@ -209,7 +210,8 @@ impl Core {
             entry.misses,
             entry.lane,
         );
-        let open = matches!(self.lane(lane).gate, Gate::Open);
+        let lane = self.lane(lane);
+        let open = matches!(lane.gate, Gate::Open) && lane.buffered_writes == 0;
         if armed && open && self.spin_ns > 0 && misses < SPIN_MISSES {
             self.poll_queue(id);
         }
@@ -278,7 +280,7 @@ impl Core {
         let threads = of(&self.lanes, lane).buffered_writes > 0;
         let entry = self.queue(id);
         let quiet = if threads {
-            // A kernel thread does these, and may have no other core to do it on.
+            // Most often a kernel thread does these now, and it may have no other core.
             true
         } else if entry.in_flight == 0 {
             entry.misses >= SPIN_MISSES || idle_ns >= spin_ns

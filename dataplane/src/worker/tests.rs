@@ -365,3 +365,54 @@ fn a_device_whose_waits_are_long_is_not_polled_through_them() {
     );
     assert!(parks_after(&mut bench, spin_ns));
 }
+
+#[test]
+fn nothing_is_polled_while_a_kernel_thread_writes() {
+    let mut bench = Bench::new(u64::MAX / 4); // polled for ever, otherwise
+    let disk = bench.disk(1 << 60, 1, 512); // no request ends
+    let (id, log, kick) = &disk.queues[0];
+    disk.give(2);
+    while disk.fetched() < 2 {
+        bench.turn();
+    }
+    let is_polled = |bench: &Bench| !bench.core.active.is_empty();
+    bench.core.park_quiet();
+    assert!(is_polled(&bench));
+    bench.core.lane(disk.lane).buffered_writes = 2;
+    bench.core.park_quiet();
+    assert!(!is_polled(&bench), "the core is kept from who writes");
+    // One of them ends.
+    bench.core.lane(disk.lane).buffered_writes = 1;
+    bench.core.poll_again(*id);
+    assert!(!is_polled(&bench), "polled again with a write in flight");
+    bench.core.lane(disk.lane).buffered_writes = 0;
+    bench.core.poll_again(*id);
+    assert!(is_polled(&bench));
+    // A request that finds no room: nothing is asked of the kernel in vain.
+    bench.core.lane(disk.lane).buffered_writes = 1;
+    log.waiting.store(1, Ordering::Relaxed);
+    kick.write(1).unwrap();
+    bench.core.park_quiet();
+    assert!(is_polled(&bench));
+    assert!(
+        kick.read().is_ok(),
+        "the kick was read though there is work"
+    );
+}
+
+#[test]
+fn a_kick_is_read_before_the_next_is_waited_for() {
+    let mut bench = Bench::new(0);
+    let disk = bench.disk(0, 1, 512);
+    let keep = bench.disk(0, 1, 512); // keeps the worker from sleeping
+    keep.give(PLENTY);
+    let (_, log, kick) = &disk.queues[0];
+    for round in 1..=3 {
+        log.waiting.store(1, Ordering::Relaxed);
+        kick.write(1).unwrap();
+        while disk.fetched() < round || bench.core.active.contains(&disk.lane) {
+            bench.turn();
+        }
+        assert!(kick.read().is_err(), "it would be taken for a new one");
+    }
+}
