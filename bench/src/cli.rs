@@ -67,6 +67,19 @@ fn seconds(value: f64) -> Result<std::time::Duration, BenchError> {
 }
 
 /// Prints a value as one line of JSON.
+/// What a run found, for machines or for people.
+fn show<R: serde::Serialize>(
+    json: bool,
+    report: &R,
+    text: impl FnOnce(&R) -> String,
+) -> Result<(), BenchError> {
+    if json {
+        return print_json(report);
+    }
+    println!("{}", text(report));
+    Ok(())
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<(), BenchError> {
     let text = serde_json::to_string(value).map_err(|e| BenchError::Host {
         what: "the result as JSON",

@@ -23,6 +23,7 @@ pub mod frontend;
 pub mod peers;
 pub mod rng;
 pub mod scale;
+pub mod spread;
 pub mod stamp;
 pub mod stock;
 pub mod sys;

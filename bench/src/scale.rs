@@ -84,38 +84,6 @@ pub struct Report {
     pub workers: Option<Workers>,
 }
 
-/// A figure of several measurements.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    /// The middle one.
-    pub median: f64,
-    /// The least.
-    pub min: f64,
-    /// The greatest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of values of which there is at least one.
-    fn of(mut values: Vec<f64>) -> Spread {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        Spread {
-            median: at(values.len() / 2),
-            min: at(0),
-            max: at(values.len().saturating_sub(1)),
-        }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits = if self.max.abs() < 100.0 { 2 } else { 0 };
-        let Spread { median, min, max } = self;
-        write!(f, "{median:.digits$} ({min:.digits$} to {max:.digits$})")
-    }
-}
-
 /// Which core the server is on, and which the client; none where there is one for both.
 #[derive(Debug, Clone, Copy)]
 struct Cores {
@@ -191,16 +159,4 @@ impl Report {
 
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> BenchError {
     move |source| BenchError::Host { what, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spread_is_the_middle_and_the_ends() {
-        let spread = Spread::of(vec![3.0, 1.0, 2.0]);
-        assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
-        assert_eq!(spread.to_string(), "2.00 (1.00 to 3.00)");
-    }
 }

@@ -123,11 +123,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     for finding in &report.findings {
         eprintln!("mismatch: {finding}");
     }
-    if json {
-        super::print_json(&report)?;
-    } else {
-        println!("{}", report.table());
-    }
+    super::show(json, &report, |report| report.table().to_string())?;
     Ok(report.is_clean())
 }
 

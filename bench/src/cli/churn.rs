@@ -89,11 +89,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     for leak in &report.leaks {
         eprintln!("leak: {leak}");
     }
-    if json {
-        super::print_json(&report)?;
-    } else {
-        println!("{}", report.table());
-    }
+    super::show(json, &report, |report| report.table().to_string())?;
     Ok(report.is_clean())
 }
 

@@ -63,11 +63,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     };
     plan.check()?;
     let report = scale::run(&plan, &mut |what| eprintln!("measuring: {what}"))?;
-    if args.json {
-        super::print_json(&report)?;
-    } else {
-        println!("{}", report.text());
-    }
+    super::show(args.json, &report, |report| report.text())?;
     Ok(true)
 }
 

@@ -46,7 +46,7 @@ pub fn measure(there: usize) -> Result<f64, BenchError> {
         line.0.store(QUIT, Ordering::Release);
         // It holds nothing and cannot fail.
         let _ = other.join();
-        Ok(super::stats::median(&times).unwrap_or(f64::NAN))
+        Ok(crate::spread::median(&times).unwrap_or(f64::NAN))
     })
 }
 

@@ -1,53 +1,11 @@
-//! Medians, spreads, and which runs may be compared.
+//! Which runs may be compared, and ratios of those.
 
 use serde::Serialize;
 
+use crate::spread::Spread;
+
 /// Round trips of two runs that are compared differ by less than this factor.
 pub const STEADY: f64 = 1.5;
-
-/// A figure of several runs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    /// The middle one.
-    pub median: f64,
-    /// The least.
-    pub min: f64,
-    /// The greatest.
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of the numbers among the values; nothing if there are none.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
-        let sorted = sorted(values);
-        Some(Spread {
-            median: middle(&sorted)?,
-            min: *sorted.first()?,
-            max: *sorted.last()?,
-        })
-    }
-}
-
-/// The middle value, or the mean of the two in the middle.
-pub fn median(values: &[f64]) -> Option<f64> {
-    middle(&sorted(values.iter().copied()))
-}
-
-fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
-    let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted
-}
-
-fn middle(sorted: &[f64]) -> Option<f64> {
-    let half = sorted.len() / 2;
-    let upper = *sorted.get(half)?;
-    if sorted.len() % 2 == 1 {
-        Some(upper)
-    } else {
-        Some((sorted[half - 1] + upper) / 2.0)
-    }
-}
 
 /// Round-trip times in nanoseconds before and after a run.
 pub type RoundTrips = [f64; 2];
@@ -100,20 +58,6 @@ impl Ratio {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_middle_is_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median(&[]), None);
-        assert_eq!(
-            median(&[f64::NAN, 7.0]),
-            Some(7.0),
-            "what is no number is left out"
-        );
-        let spread = Spread::of([5.0, 1.0, 9.0]).unwrap();
-        assert_eq!((spread.min, spread.median, spread.max), (1.0, 5.0, 9.0));
-    }
 
     #[test]
     fn runs_under_different_round_trips_are_not_compared() {

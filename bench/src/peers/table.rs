@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::cell::{Backend, Cell};
 use super::runs::{Cores, Peer, Sample};
-use super::stats::{Ratio, Spread, steady};
+use super::stats::{Ratio, steady};
 use super::{Plan, meter, strangers};
+use crate::spread::Spread;
 
 /// A peer that is not in the table, and why.
 #[derive(Debug, Clone, Serialize)]

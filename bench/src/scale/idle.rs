@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::client::Client;
 use super::server::{Server, Shape};
-use super::{Cores, ScalePlan, Spread, host};
+use super::{Cores, ScalePlan, host};
 use crate::blk::{self, BlkPlan, Pattern, Watcher};
 use crate::error::BenchError;
+use crate::spread::Spread;
 use crate::sys;
 
 /// A disk without bytes: nothing but the path is measured.
@@ -130,12 +131,12 @@ pub(super) fn beside(plan: &ScalePlan, cores: Cores) -> Result<Idle, BenchError>
     drop(idle);
     let cost = |alone: &[f64], beside: &[f64], more: fn(f64) -> f64| {
         let pairs = alone.iter().zip(beside);
-        Spread::of(pairs.map(|(a, b)| more(b / a) * 100.0).collect())
+        Spread::of_some(pairs.map(|(a, b)| more(b / a) * 100.0).collect())
     };
     let cost_percent = cost(&iops[0], &iops[1], |ratio| 1.0 - ratio);
     let latency_cost_percent = cost(&latency[0], &latency[1], |ratio| ratio - 1.0);
-    let [alone_iops, beside_iops] = iops.map(Spread::of);
-    let [alone_us, beside_us] = latency.map(Spread::of);
+    let [alone_iops, beside_iops] = iops.map(Spread::of_some);
+    let [alone_us, beside_us] = latency.map(Spread::of_some);
     Ok(Idle {
         disks: plan.disks,
         rounds: plan.rounds,

@@ -10,8 +10,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::client::{Client, spin};
 use super::server::{Server, Shape};
-use super::{Cores, ScalePlan, Spread, host};
+use super::{Cores, ScalePlan, host};
 use crate::error::BenchError;
+use crate::spread::Spread;
 use crate::sys;
 
 /// Pauses that are longer than a server polls.
@@ -68,8 +69,8 @@ fn after(
             first.push(client.read()?.as_secs_f64() * 1e6);
             polled.push(client.read()?.as_secs_f64() * 1e6);
         }
-        let woken = Spread::of(woken).median;
-        let more = Spread::of(first).median - Spread::of(polled).median;
+        let woken = Spread::of_some(woken).median;
+        let more = Spread::of_some(first).median - Spread::of_some(polled).median;
         machine.push(woken);
         penalty.push(more);
         ratio.push(more / woken);
@@ -77,9 +78,9 @@ fn after(
     Ok(Wake {
         gap_us: u64::try_from(gap.as_micros()).unwrap_or(u64::MAX),
         rounds: plan.rounds,
-        machine_us: Spread::of(machine),
-        penalty_us: Spread::of(penalty),
-        ratio: Spread::of(ratio),
+        machine_us: Spread::of_some(machine),
+        penalty_us: Spread::of_some(penalty),
+        ratio: Spread::of_some(ratio),
     })
 }
 

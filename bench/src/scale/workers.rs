@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::ScalePlan;
 use super::idle::load;
 use super::server::{Server, Shape};
-use super::{ScalePlan, Spread};
 use crate::error::BenchError;
+use crate::spread::Spread;
 
 const QUEUES: u16 = 2;
 const DEPTH: u16 = 8;
@@ -56,8 +57,8 @@ pub(super) fn measure(plan: &ScalePlan, cores: usize) -> Result<Workers, BenchEr
         }
     }
     let pairs = iops[0].iter().zip(&iops[1]);
-    let ratio = Spread::of(pairs.map(|(one, two)| two / one).collect());
-    let [one_iops, two_iops] = iops.map(Spread::of);
+    let ratio = Spread::of_some(pairs.map(|(one, two)| two / one).collect());
+    let [one_iops, two_iops] = iops.map(Spread::of_some);
     Ok(Workers {
         rounds: plan.rounds,
         one_iops,
