@@ -71,7 +71,7 @@ impl<'d> Daemon<'d> {
         let control = self.control();
         wait_for(
             &format!("the control socket of {}", self.name),
-            secs(20),
+            secs(60),
             || {
                 process.ensure_alive()?;
                 // A socket file may be left of a killed predecessor.

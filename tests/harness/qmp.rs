@@ -14,7 +14,7 @@ use crate::fail;
 
 /// A QEMU that answers no command for so long is taken for hung: a back-end
 /// that blocks its main loop is the fault this rig looks for.
-const REPLY_LIMIT: Duration = secs(30);
+const REPLY_LIMIT: Duration = secs(60);
 const READ_SLICE: Duration = Duration::from_millis(50);
 
 /// A connection to one monitor.
@@ -30,7 +30,7 @@ impl Qmp {
     /// objection, and leaves the greeting's mode.
     pub fn connect(name: &str, path: &Path, mut alive: impl FnMut() -> Check) -> Check<Self> {
         let what = format!("the monitor of {name}");
-        let stream = wait_for(&what, secs(20), || {
+        let stream = wait_for(&what, secs(120), || {
             alive()?;
             Ok(UnixStream::connect(path).ok())
         })?;

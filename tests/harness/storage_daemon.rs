@@ -33,7 +33,7 @@ impl StorageDaemon {
             &program,
             ["--blockdev", &blockdev, "--export", &export],
         )?;
-        wait_for(&format!("the socket of {name}"), secs(10), || {
+        wait_for(&format!("the socket of {name}"), secs(120), || {
             process.ensure_alive()?;
             Ok(socket.exists().then_some(()))
         })?;
