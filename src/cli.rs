@@ -88,6 +88,9 @@ pub struct ServeArguments {
     /// Where requests in flight are written down, for a successor to finish them.
     #[arg(long, value_enum, default_value_t)]
     pub inflight: InflightMode,
+    /// The image is a copy of a disk, and is not taken for that disk from now on.
+    #[arg(long)]
+    pub new_identity: bool,
 }
 
 #[derive(Subcommand)]
@@ -116,6 +119,9 @@ enum DiskCommand {
         /// Where requests in flight are written down, for a successor to finish them.
         #[arg(long, value_enum, default_value_t)]
         inflight: InflightMode,
+        /// What is at the path is a copy of a disk, and a disk of its own from now on.
+        #[arg(long, conflicts_with = "incoming")]
+        new_identity: bool,
     },
     /// Make a thin disk that reads as a base and keeps its own writes. Needs no daemon.
     Clone(CloneArguments),
@@ -154,7 +160,9 @@ enum MigrateCommand {
         #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
     },
-    /// Hand a copied disk over. Its VM must be stopped, as at QEMU's pre-switchover.
+    /// Hand a copied disk over. Its VM must be stopped, as at QEMU's pre-switchover. A VM whose
+    /// rings start at the other host where they stopped here does it by itself.
+    #[command(visible_alias = "commit")]
     Release {
         /// Its name.
         id: DiskId,
@@ -230,6 +238,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
             incoming,
             size,
             inflight,
+            new_identity,
         } => {
             // The daemon has a working directory of its own.
             let (path, socket_path) = (absolute(path)?, socket_path.map(std::path::absolute));
@@ -244,6 +253,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 incoming,
                 size,
                 inflight,
+                new_identity,
             };
             config.check()?;
             let line = client.call("disk.add", serde_json::to_value(&config)?)?;

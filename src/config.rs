@@ -96,6 +96,10 @@ pub struct DiskConfig {
     /// How its requests in flight outlive a daemon that dies.
     #[serde(default)]
     pub inflight: InflightMode,
+    /// What is at its path is a copy of a disk, and a disk of its own from now on. Of one addition
+    /// only: it is not kept.
+    #[serde(default)]
+    pub new_identity: bool,
 }
 
 /// Where requests in flight are written down, so that a successor can finish them.

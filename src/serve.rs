@@ -6,13 +6,15 @@ use std::sync::Arc;
 use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::rebalance::Rebalancer;
 use ferry_dataplane::worker::Worker;
-use ferry_migration::lease::RecordStore;
+use ferry_migration::ids::DaemonId;
+use ferry_migration::lease::{Record, RecordStore, identity};
 use ferry_migration::phase::Phase;
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
 use ferry_vhost::session;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use uuid::Uuid;
 
 use crate::cli::ServeArguments;
 use crate::config::{Config, default_run_dir, default_state_dir};
@@ -33,9 +35,13 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     };
     // Once for a good error, and once when the image's lock is held and the record stands still:
     // whoever held it before may have moved the disk away.
-    refuse_moved(place.as_ref())?;
+    refuse_moved(place.as_ref(), arguments.new_identity)?;
     let backend = disk.open(arguments.usage)?;
-    refuse_moved(place.as_ref())?;
+    refuse_moved(place.as_ref(), arguments.new_identity)?;
+    if let (Some(place), true) = (&place, arguments.new_identity) {
+        // No record is kept here, so no disk is named either.
+        identity::remove(&place.path)?;
+    }
     let workers = workers::start(arguments.workers.into(), arguments.spin_us)?;
     let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
     let queues = arguments.num_queues;
@@ -66,12 +72,20 @@ pub fn serve(arguments: &ServeArguments) -> Done {
 
 /// An image whose record says that it is not here any more is not served. Of a device only the
 /// default state directory can be asked: there is no configuration that names another.
-fn refuse_moved(place: Option<&Place>) -> Done {
+fn refuse_moved(place: Option<&Place>, new_identity: bool) -> Done {
     let Some(place) = place else {
         return Ok(());
     };
     let store = place.record(&default_state_dir());
-    let Some(record) = store.load()? else {
+    let known = store.load()?;
+    let becomes_another = new_identity && known.is_none();
+    if !(place.is_device || becomes_another) {
+        let vacant = || Record::vacant(Uuid::nil(), DaemonId(Uuid::nil()));
+        let record = known.clone().unwrap_or_else(vacant);
+        identity::check(&place.path, &record, store.path())
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+    }
+    let Some(record) = known else {
         return Ok(());
     };
     if matches!(record.state.phase, Phase::Serving { .. } | Phase::Vacant) {

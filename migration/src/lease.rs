@@ -5,6 +5,7 @@
 //! returned a power cut cannot take the new one back. If `store` fails, either may be there; every
 //! user of [`RecordStore`] must be safe with both.
 
+pub mod identity;
 pub mod ownership;
 mod restart;
 mod v1;

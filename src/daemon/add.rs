@@ -11,7 +11,9 @@ use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::destination::{self, DestinationHost, PreparedTarget};
 use ferry_migration::ids::{Claim, DiskId};
 use ferry_migration::lease::ownership::Applied;
-use ferry_migration::lease::{FileStore, MemoryStore, Ownership, Record, RecordStore, Restart};
+use ferry_migration::lease::{
+    FileStore, MemoryStore, Ownership, Record, RecordStore, Restart, identity,
+};
 use ferry_migration::phase::{Event, Phase};
 use ferry_migration::source;
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
@@ -156,6 +158,7 @@ impl Daemon {
             .unwrap_or_else(|| self.socket_of(&id));
         let mut reservation = self.reserve(&id, place.as_ref(), &socket)?;
         let opened = self.open_settled(&config, place.as_ref(), origin)?;
+        config.new_identity = false; // it has one now
         let disk = Disk::new(
             &opened.backend,
             &self.workers(),
@@ -239,6 +242,10 @@ impl Daemon {
             let read = ownership.record();
             let restart = read.at_restart();
             self.check_owner(place, &read)?;
+            let image = place.filter(|place| !place.is_device && opens(config, &restart));
+            if let Some(place) = image {
+                self.check_identity(config, place, &read)?;
+            }
             let (backend, service) = self.backend_for(config, &read, &restart, origin)?;
             if let Some(place) = place
                 && !same(&read, self.record_of(place).load()?.as_ref())
@@ -253,6 +260,9 @@ impl Daemon {
                 }
                 _ => Applied::Repeated,
             };
+            if let Some(place) = image.filter(|_| !config.read_only) {
+                identify(&place.path, &ownership);
+            }
             return Ok(Opened {
                 ownership: Arc::new(ownership),
                 restart,
@@ -333,13 +343,22 @@ impl Daemon {
         }
         Err(Failure::Failed(format!(
             "{} is recorded as {} by another daemon ({}, this one is {}); stop it there for good, \
-             remove {}, and add the disk again",
+             remove {}, and add the disk again with --new-identity",
             place.path.display(),
             phase.name(),
             record.owner,
             self.id,
             self.record_of(place).path().display()
         )))
+    }
+
+    /// An image that says which disk it is must be the one that its record is about.
+    fn check_identity(&self, config: &DiskConfig, place: &Place, record: &Record) -> Done {
+        if config.new_identity && record.state.phase == Phase::Vacant {
+            return Ok(());
+        }
+        identity::check(&place.path, record, self.record_of(place).path())
+            .map_err(|error| Failure::Failed(error.to_string()))
     }
 
     /// Goes on with a handover that a restart has interrupted.
@@ -469,6 +488,26 @@ impl Daemon {
             tracing::warn!(disk = %id, %error, "older images of the disk stay");
         }
         forgotten
+    }
+}
+
+/// Whether what is at the disk's path is opened as the disk.
+fn opens(config: &DiskConfig, restart: &Restart) -> bool {
+    match restart {
+        Restart::New => !config.incoming,
+        Restart::Serve | Restart::AwaitActivation { .. } | Restart::Resolve => true,
+        Restart::DiscardCopy { .. } | Restart::Void | Restart::Elsewhere { .. } => false,
+    }
+}
+
+/// Has the image say which disk it is, if it does not yet.
+fn identify(image: &Path, ownership: &Ownership) {
+    let disk = ownership.disk_uuid();
+    if identity::read(image).is_ok_and(|said| said == Some(disk)) {
+        return;
+    }
+    if let Err(error) = identity::write(image, disk) {
+        tracing::warn!(image = %image.display(), %error, "the image does not say which disk it is");
     }
 }
 

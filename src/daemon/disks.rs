@@ -298,6 +298,7 @@ mod tests {
             incoming: false,
             size: None,
             inflight: Default::default(),
+            new_identity: false,
         };
         let backend = config.path.backend(
             Store::Image(Image::create(path, MIB).unwrap().into()),

@@ -9,7 +9,7 @@ use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::destination::{DestinationHost, PreparedTarget};
 use ferry_migration::ids::{Claim, DiskId};
-use ferry_migration::lease::{FileStore, Ownership};
+use ferry_migration::lease::{FileStore, Ownership, identity};
 use ferry_migration::negotiate::Hello;
 use ferry_migration::phase::Phase;
 use uuid::Uuid;
@@ -48,6 +48,7 @@ impl Daemon {
             incoming: true,
             size: Some(hello.shape.capacity_bytes),
             inflight: InflightMode::default(),
+            new_identity: false,
         };
         self.add_disk_from(config, Origin::Peer)
             .map_err(|error| error.to_string())
@@ -196,6 +197,9 @@ impl DestinationHost for Daemon {
             Some(arrival) if arrival.claim == *claim => arrival.image.clone(),
             _ => return Err(format!("{claim}: no such copy arrived")),
         };
+        if let Err(error) = identity::write(image.path(), served.ownership.disk_uuid()) {
+            tracing::warn!(%claim, %error, "the copy does not say which disk it is");
+        }
         let pending = served.pending();
         let backend = served
             .config

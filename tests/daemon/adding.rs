@@ -251,3 +251,67 @@ fn a_disk_is_resized_where_it_is_served_and_nowhere_else() {
         .run(&["disk", "resize", "d", "4M"])
         .refused(&["disk d"]);
 }
+
+#[test]
+fn an_image_is_known_under_whatever_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = Host::new(dir.path(), "a");
+    image(&a.image(), MIB);
+    a.add(&[]).ok();
+    // The attribute goes with the image, and into a copy that keeps attributes.
+    let copy = a.dir.join("copy.raw");
+    let copied = std::process::Command::new("cp")
+        .args(["--preserve=xattr", text(&a.image()), text(&copy)])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    a.add_as("copy", &copy, &[])
+        .refused(&["copy.raw.ferry", "is not there", "--new-identity"]);
+    let socket = dir.path().join("s");
+    let serve = [
+        "serve",
+        text(&copy),
+        "--socket-path",
+        text(&socket),
+        "--json",
+    ];
+    ferry(&serve).refused(&["is the image of disk", "--new-identity"]);
+    a.add_as("copy", &copy, &["--new-identity"]).ok();
+    Guest::at(&a.socket("copy")).check();
+    // One of its own: the two records do not fit each other's images.
+    a.run(&["disk", "remove", "copy"]).ok();
+    a.run(&["disk", "remove", "d"]).ok();
+    std::fs::copy(a.dir.join("d.raw.ferry"), a.dir.join("copy.raw.ferry")).unwrap();
+    a.add_as("copy", &copy, &[])
+        .refused(&["that of disk", "bring the right one back"]);
+    a.add(&[]).ok();
+    Guest::at(&a.socket("d")).check();
+}
+
+#[test]
+fn qemu_is_refused_a_live_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = Host::new(dir.path(), "a");
+    image(&a.image(), MIB);
+    let copy = dir.path().join("copy.raw");
+    let look = || {
+        std::process::Command::new("qemu-img")
+            .args(["convert", "-O", "raw", text(&a.image()), text(&copy)])
+            .output()
+    };
+    let Ok(before) = look() else {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "qemu_is_refused_a_live_image: qemu-img is not installed, and CI=true forbids skipping"
+        );
+        eprintln!("SKIPPED: qemu_is_refused_a_live_image: qemu-img is not installed");
+        return;
+    };
+    assert!(before.status.success());
+    a.add(&[]).ok();
+    let said = look().unwrap();
+    let error = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && error.contains("lock"), "{error}");
+    a.run(&["disk", "remove", "d"]).ok();
+    assert!(look().unwrap().status.success());
+}

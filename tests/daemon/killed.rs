@@ -104,6 +104,9 @@ fn killed_after_the_move() {
     a.restart();
     let to = b.peer();
     a.add(&[]).refused(&["moved to", &to, "--incoming"]);
+    let old = a.dir.join("d.raw.moved.2");
+    a.add_as("old", &old, &[])
+        .refused(&["is the image of disk", "--new-identity"]);
     // Nor is a copy of the old image served, under whatever name.
     std::fs::copy(a.dir.join("d.raw.moved.2"), a.image()).unwrap();
     let link = dir.path().join("link.raw");
