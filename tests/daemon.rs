@@ -16,6 +16,8 @@ mod crashes;
 mod killed;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/pull.rs"]
+mod pull;
 #[path = "daemon/rig.rs"]
 mod rig;
 #[path = "daemon/thin.rs"]

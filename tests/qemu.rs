@@ -16,6 +16,8 @@ mod harness;
 mod kills;
 #[path = "qemu/moves.rs"]
 mod moves;
+#[path = "qemu/pull.rs"]
+mod pull;
 #[path = "qemu/rig.rs"]
 mod rig;
 
@@ -31,6 +33,7 @@ fn main() {
         disk::trials(),
         moves::trials(),
         broken_moves::trials(),
+        pull::trials(),
         kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

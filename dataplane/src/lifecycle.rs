@@ -36,6 +36,16 @@ pub struct Geometry {
     pub block_bytes: u32,
 }
 
+/// A virtqueue, as far as it tells one machine from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingView {
+    /// The available index that is served next. Of a ring that is held since it was started, what
+    /// its VMM set (SET_VRING_BASE); of one that was stopped, what its VMM was told (GET_VRING_BASE).
+    pub next_avail: u16,
+    /// Whether its VMM has started it.
+    pub running: bool,
+}
+
 /// A change of a mirrored disk, in the order in which the other side must apply it.
 #[derive(Debug, Clone)]
 pub enum TapEvent {
@@ -148,6 +158,14 @@ pub trait DiskLifecycle: Send + Sync {
     /// Whether any virtqueue is running. False once the VMM has stopped every ring and each has
     /// been drained.
     fn rings_running(&self) -> bool;
+
+    /// The virtqueues, in their order. While the disk is in service the index of one that runs is
+    /// not the present one.
+    fn rings(&self) -> Vec<RingView>;
+
+    /// Forgets the rings of a VMM that is gone: a person says that the disk goes to another machine,
+    /// and that one begins at 0.
+    fn forget_departed(&self);
 
     /// Takes the disk out of service: nothing is popped any more and what was popped is drained.
     /// The VMM's messages are still answered. `on_restart` is called whenever the VMM starts

@@ -122,6 +122,16 @@ pub struct Refused {
     pub passing: bool,
 }
 
+/// The destination's rings were started: a VM has arrived there, and this shows whether it is the
+/// one that was served here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// What is asked for.
+    pub claim: Claim,
+    /// Where each queue of the device there begins (SET_VRING_BASE).
+    pub bases: Vec<u16>,
+}
+
 /// A command for a VMM's monitor on the other host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qmp {
@@ -171,6 +181,10 @@ pub enum Message {
     Qmp(Qmp),
     /// Destination: the VMM's answer.
     QmpReply(QmpReply),
+    /// Destination: rings were started here.
+    Pull(Pull),
+    /// Source: no grant for that, and why. The migration goes on.
+    NotGranted(Refused),
     /// Either: still here.
     Ping,
 }
@@ -354,6 +368,8 @@ impl Message {
             Message::Qmp(m) => pack(14, m),
             Message::QmpReply(m) => pack(15, m),
             Message::Ping => pack(16, &()),
+            Message::Pull(m) => pack(17, m),
+            Message::NotGranted(m) => pack(18, m),
         }
     }
 
@@ -375,6 +391,8 @@ impl Message {
             14 => Message::Qmp(unpack(meta)?),
             15 => Message::QmpReply(unpack(meta)?),
             16 => unpack::<()>(meta).map(|()| Message::Ping)?,
+            17 => Message::Pull(unpack(meta)?),
+            18 => Message::NotGranted(unpack(meta)?),
             other => {
                 return Err(CodecError::Protocol(format!(
                     "unknown message kind {other}"

@@ -28,14 +28,14 @@ use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
 
 use crate::codec::{
-    Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned, read_frame,
-    refused, write_message,
+    self, Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned,
+    read_frame, refused, write_message,
 };
+use crate::handover::{self, Step, Word};
 use crate::ids::{Claim, DiskId};
 use crate::lease::Ownership;
 use crate::lease::ownership::{Applied, OwnershipError};
 use crate::negotiate::Hello;
-use crate::phase::{Event, Refusal};
 use crate::qmp;
 use crate::transport::{self, Paced};
 
@@ -150,36 +150,45 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
         ));
     };
     let (migration, epoch) = (claim.migration, claim.epoch);
-    let event = if ask.though_granted {
-        Event::HandBack { migration, epoch }
-    } else {
-        Event::Settle { migration, epoch }
-    };
+    // The record's mutex orders this against an activation: whoever comes second sees the first.
+    session::clearing(|| {
+        let mut why = None;
+        for step in handover::on_hand_back(migration, epoch, ask.though_granted) {
+            let Step::Record(event) = step else { continue };
+            match ownership.apply(event) {
+                Ok(Applied::Changed) => {
+                    tracing::info!(%claim, "handed back");
+                    host.discard(claim, "the source took the disk back");
+                }
+                Ok(Applied::Repeated) => {}
+                Err(OwnershipError::Refused(refusal)) => why = Some(refusal.to_string()),
+                // Nothing is true until it is recorded.
+                Err(error @ OwnershipError::Lease(_)) => return refused(error.to_string()),
+            }
+        }
+        let reason = "as asked".to_owned();
+        say(&ownership, claim, reason).unwrap_or_else(|| {
+            refused(why.unwrap_or_else(|| "the attempt is not known here".into()))
+        })
+    })
+}
+
+/// What the record makes of an attempt, for its source; `reason` is why it was returned, if it was.
+fn say(ownership: &Ownership, claim: &Claim, reason: String) -> Option<Message> {
     let answer = Answer {
         claim: claim.clone(),
         daemon: ownership.daemon(),
     };
-    // The record's mutex orders this against an activation: whoever comes second sees the first.
-    session::clearing(|| match ownership.apply(event) {
-        Ok(applied) => {
-            // Granted is only left standing by `Settle`; every other success refuses the id.
-            if !ownership.state().refuses(migration, epoch) {
-                return Message::Granted(answer);
-            }
-            if applied == Applied::Changed {
-                tracing::info!(%claim, "handed back");
-                host.discard(claim, "the source took the disk back");
-            }
-            let (claim, daemon) = (answer.claim, answer.daemon);
-            Message::Returned(Returned {
-                claim,
-                daemon,
-                reason: "as asked".to_owned(),
-            })
-        }
-        Err(OwnershipError::Refused(Refusal::Activated { .. })) => Message::Activated(answer),
-        Err(error) => refused(error.to_string()),
-    })
+    match handover::answer(&ownership.state(), claim.migration, claim.epoch)? {
+        Word::Granted => Some(Message::Granted(answer)),
+        Word::Activated => Some(Message::Activated(answer)),
+        Word::Returned => Some(Message::Returned(Returned {
+            claim: answer.claim,
+            daemon: answer.daemon,
+            reason: codec::cut(reason),
+        })),
+        Word::Grant => None,
+    }
 }
 
 /// Lets a granted disk wait for its first descriptor, for a daemon that starts and finds `granted`
@@ -200,23 +209,21 @@ fn arm(
 ) -> Result<(), LifecycleError> {
     let (ours, host, claim) = (target.clone(), host.clone(), claim.clone());
     target.disk.await_activation(Box::new(move || {
-        let (migration, epoch) = (claim.migration, claim.epoch);
-        match ours.ownership.apply(Event::Activate { migration, epoch }) {
-            Ok(_) => {
-                host.activated(&claim);
-                if let Some(voice) = voice {
-                    voice.notice_activation();
-                }
-                true
-            }
-            Err(error) => {
+        for step in handover::on_first_request(claim.migration, claim.epoch) {
+            let Step::Record(event) = step else { break };
+            if let Err(error) = ours.ownership.apply(event) {
                 tracing::error!(%claim, %error, "the disk's rings stay unserved");
                 if matches!(error, OwnershipError::Lease(_)) {
                     arm_later(ours, host, claim, voice);
                 }
-                false
+                return false;
             }
         }
+        host.activated(&claim);
+        if let Some(voice) = voice {
+            voice.notice_activation();
+        }
+        true
     }))
 }
 

@@ -24,7 +24,8 @@
 //! `released` and `Granted` neither serves until they can talk. After `Granted` and before
 //! `activated` the source can have the disk back ([`codec::HandBack`]); after it, never.
 //!
-//! - [`phase`] is the table of who owns a disk, [`lease`] its durable record.
+//! - [`phase`] is the table of who owns a disk, [`lease`] its durable record, [`handover`] the order
+//!   in which each side records, speaks and serves.
 //! - [`source`] and [`destination`] are the two ends of a move.
 //! - [`envelope`] and [`schema`] carry a device's state.
 //! - [`codec`], [`negotiate`] and [`transport`] carry the words.
@@ -33,6 +34,7 @@ pub mod codec;
 pub mod destination;
 pub mod envelope;
 pub mod extents;
+pub mod handover;
 pub mod ids;
 pub mod lease;
 pub mod negotiate;

@@ -35,7 +35,7 @@ use crate::ids::MigrationId;
 pub const REFUSED_MAX: usize = 64;
 
 /// The ownership of one disk as one host sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// No disk of that name was ever here.
     Vacant,
@@ -121,7 +121,7 @@ impl Phase {
 }
 
 /// Messages of `migration` are refused up to `epoch`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RefusedId {
     /// The attempt that is over.
     pub migration: MigrationId,
@@ -130,7 +130,7 @@ pub struct RefusedId {
 }
 
 /// A phase and the attempts that can never succeed any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     /// Where the disk is in its life.
     pub phase: Phase,
@@ -139,7 +139,7 @@ pub struct State {
 }
 
 /// What may happen to a disk's ownership. `epoch` is the epoch after the move throughout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A new disk, or one that was never recorded, is taken into service.
     Create,

@@ -328,16 +328,21 @@ pub struct Guest {
     queue: BlkQueue,
     buffer: Segment,
     memory: GuestMemory,
-    _vmm: Vmm,
+    device: GuestDevice,
+    vmm: Vmm,
+}
+
+fn vmm(socket: &Path) -> Vmm {
+    let options = VmmOptions {
+        reply_timeout: Duration::from_secs(5),
+        ..VmmOptions::default()
+    };
+    Vmm::connect(socket, options).unwrap()
 }
 
 impl Guest {
     pub fn at(socket: &Path) -> Guest {
-        let options = VmmOptions {
-            reply_timeout: Duration::from_secs(5),
-            ..VmmOptions::default()
-        };
-        let mut vmm = Vmm::connect(socket, options).unwrap();
+        let mut vmm = vmm(socket);
         let memory = GuestMemory::new(16 * MIB).unwrap();
         let device = GuestDevice::new(&memory, 1, 64).unwrap();
         let queue = device
@@ -349,8 +354,27 @@ impl Guest {
             queue,
             buffer: Segment { addr, len: 512 },
             memory,
-            _vmm: vmm,
+            device,
+            vmm,
         }
+    }
+
+    /// Stops, and goes on behind another socket, as a VM does that is migrated.
+    pub fn goes_on_at(mut self, socket: &Path) -> Guest {
+        let bases = self.vmm.stop().unwrap();
+        let mut vmm = vmm(socket);
+        vmm.start_at(&self.device, &bases).unwrap();
+        Guest { vmm, ..self }
+    }
+
+    /// Stops, and stays.
+    pub fn stop(&mut self) -> Vec<u16> {
+        self.vmm.stop().unwrap()
+    }
+
+    /// Goes on where it was.
+    pub fn resume(&mut self, bases: &[u16]) {
+        self.vmm.start_at(&self.device, bases).unwrap();
     }
 
     /// Reads the first sector, if that is served within `time`.

@@ -99,6 +99,12 @@ impl<'d> Daemon<'d> {
             .ok_or_else(|| Failure(format!("{name} is not running")))
     }
 
+    /// What it has printed, from its first start on.
+    pub fn log(&self) -> Check<String> {
+        let path = self.dir.path(format!("{}.log", self.name));
+        fs::read_to_string(&path).context(|| path.display().to_string())
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Check {
         self.process()?.kill()?;

@@ -257,11 +257,24 @@ impl<'d> Pair<'d> {
         self.arrived(arrival)
     }
 
+    /// QEMU's own migration and nothing else: the disk follows its guest.
+    pub fn switch_plainly(&mut self, arrival: &mut Arrival) -> Check {
+        self.guest.qmp().prepare_plain_migration()?;
+        self.start_switch(arrival)?;
+        self.guest.qmp().wait_migration("completed", SWITCH_LIMIT)?;
+        arrival.qemu.qmp.wait_status("paused", secs(20))
+    }
+
     /// Takes note that the guest has moved.
     pub fn arrived(&mut self, arrival: Arrival) -> Check {
-        drop(self.guest.arrive(arrival.qemu));
-        self.here = 1 - self.here;
+        drop(self.arrived_from(arrival));
         self.guest.qmp().wait_status("running", secs(20))
+    }
+
+    /// The same; the QEMU it came from lives on.
+    pub fn arrived_from(&mut self, arrival: Arrival) -> Qemu {
+        self.here = 1 - self.here;
+        self.guest.arrive(arrival.qemu)
     }
 
     /// A whole move, with the images compared on the way. Returns what the

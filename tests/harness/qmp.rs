@@ -117,9 +117,18 @@ impl Qmp {
     /// What both ends of a migration must agree on: a stop before the
     /// switch-over, and the destination's word that it has all.
     pub fn prepare_migration(&mut self) -> Check {
-        let capabilities: Vec<Value> = ["pause-before-switchover", "return-path"]
+        self.prepare(&[("pause-before-switchover", true), ("return-path", true)])
+    }
+
+    /// Without a stop before the switch-over.
+    pub fn prepare_plain_migration(&mut self) -> Check {
+        self.prepare(&[("pause-before-switchover", false)])
+    }
+
+    fn prepare(&mut self, capabilities: &[(&str, bool)]) -> Check {
+        let capabilities: Vec<Value> = capabilities
             .iter()
-            .map(|name| json!({ "capability": name, "state": true }))
+            .map(|(name, state)| json!({ "capability": name, "state": state }))
             .collect();
         self.execute(
             "migrate-set-capabilities",

@@ -11,9 +11,10 @@ use ferry_dataplane::buffer::AlignedBuf;
 
 use super::{DestinationHost, PreparedTarget, answer_hand_back, arm};
 use crate::codec::{
-    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Refused, Returned, Tag,
-    Zero, cut, data_intact, read_frame, refused, write_message,
+    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Pull, Refused, Returned,
+    Tag, Zero, cut, data_intact, read_frame, refused, write_message,
 };
+use crate::handover::{self, Step};
 use crate::ids::Claim;
 use crate::lease::ownership::{Applied, OwnershipError};
 use crate::lease::{Ownership, Peer};
@@ -28,6 +29,8 @@ use crate::transport::{FRAME_PATIENCE, HEARTBEAT, Paced};
 pub(super) struct Voice {
     stream: Mutex<TcpStream>,
     activated: AtomicBool,
+    /// Rings were started since the source was last asked for the disk.
+    pulls: AtomicBool,
     over: Mutex<bool>,
     wake: Condvar,
 }
@@ -37,6 +40,7 @@ impl Voice {
         Arc::new(Voice {
             stream: Mutex::new(stream),
             activated: AtomicBool::new(false),
+            pulls: AtomicBool::new(false),
             over: Mutex::new(false),
             wake: Condvar::new(),
         })
@@ -53,21 +57,29 @@ impl Voice {
         self.wake.notify_all();
     }
 
+    /// Has the source asked for the disk, by the heartbeat's thread.
+    fn notice_rings(&self) {
+        self.pulls.store(true, Ordering::Release);
+        let _over = lock(&self.over);
+        self.wake.notify_all();
+    }
+
     fn end(&self) {
         *lock(&self.over) = true;
         self.wake.notify_all();
     }
 
-    /// Speaks every second until the session is over.
-    fn beat(&self, activated: &Answer) {
+    /// Speaks every second until the session is over. `pull` is what there is to ask for.
+    fn beat(&self, activated: &Answer, pull: impl Fn() -> Option<Message>) {
         let mut told = false;
         let mut last = Instant::now();
         loop {
             {
                 let over = lock(&self.over);
                 let news = self.activated.load(Ordering::Acquire) && !told;
+                let pulls = self.pulls.swap(false, Ordering::AcqRel);
                 let left = HEARTBEAT.saturating_sub(last.elapsed());
-                if !*over && !news && !left.is_zero() {
+                if !*over && !news && !pulls && !left.is_zero() {
                     drop(
                         self.wake
                             .wait_timeout(over, left)
@@ -83,7 +95,7 @@ impl Voice {
             let message = if news {
                 Message::Activated(activated.clone())
             } else {
-                Message::Ping
+                pull().unwrap_or(Message::Ping)
             };
             if self.say(&message).is_err() {
                 let _ = lock(&self.stream).shutdown(Shutdown::Both);
@@ -120,10 +132,10 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
         daemon: target.ownership.daemon(),
     };
     let beating = {
-        let (voice, answer) = (voice.clone(), answer.clone());
+        let (voice, answer, target) = (voice.clone(), answer.clone(), target.clone());
         std::thread::Builder::new()
             .name("ferry-mirror-beat".to_owned())
-            .spawn(move || voice.beat(&answer))
+            .spawn(move || voice.beat(&answer, || pull(&target, &answer.claim)))
     };
     let mut session = Session {
         host,
@@ -133,10 +145,21 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
         answer,
         buffer: AlignedBuf::new(DATA_BYTES_MAX),
         granted: false,
+        not_granted: String::new(),
     };
-    let why = match &beating {
-        Ok(_) => session.run(&stream),
-        Err(error) => format!("cannot start a thread: {error}"),
+    // Before `Ready`: a ring that starts from now on is heard of.
+    let noticed = {
+        let voice = Arc::downgrade(&voice);
+        target.disk.quiesce(Box::new(move || {
+            if let Some(voice) = voice.upgrade() {
+                voice.notice_rings();
+            }
+        }))
+    };
+    let why = match (&beating, noticed) {
+        (Ok(_), Ok(())) => session.run(&stream),
+        (Err(error), _) => format!("cannot start a thread: {error}"),
+        (_, Err(error)) => error.to_string(),
     };
     if !session.granted {
         tracing::warn!(claim = %hello.claim, why, "an incoming disk is discarded");
@@ -148,6 +171,20 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
     if let Ok(beating) = beating {
         let _ = beating.join();
     }
+}
+
+/// What to ask the source for when a VM has arrived before the grant: its rings were started, and
+/// wait. Asked again every second, for the source may be busy copying or not be convinced yet.
+fn pull(target: &PreparedTarget, claim: &Claim) -> Option<Message> {
+    let waits = matches!(target.ownership.phase(),
+        Phase::Incoming { migration, .. } if migration == claim.migration);
+    let rings = target.disk.rings();
+    (waits && rings.iter().any(|ring| ring.running)).then(|| {
+        Message::Pull(Pull {
+            claim: claim.clone(),
+            bases: rings.iter().map(|ring| ring.next_avail).collect(),
+        })
+    })
 }
 
 /// Held while a disk's place is taken or cleared, so that an offer never meets a half-cleared one.
@@ -252,6 +289,8 @@ struct Session<'a> {
     answer: Answer,
     buffer: AlignedBuf,
     granted: bool,
+    /// Why the source did not grant the disk when it was last asked.
+    not_granted: String,
 }
 
 impl Session<'_> {
@@ -280,6 +319,14 @@ impl Session<'_> {
     fn hear(&mut self, frame: Frame, from: &mut impl Read) -> Result<ControlFlow<String>, String> {
         match frame.message {
             Message::Ping => {}
+            Message::NotGranted(no) => {
+                // It is asked every second.
+                if self.not_granted != no.reason {
+                    tracing::warn!(claim = %self.hello.claim, reason = no.reason,
+                        "rings were started here, and the source does not grant the disk: they wait");
+                    self.not_granted = no.reason;
+                }
+            }
             Message::Data(data) => self.data(&data, frame.data_bytes, from)?,
             Message::Zero(zero) => self.zero(&zero)?,
             Message::Flush(tag) => {
@@ -388,42 +435,43 @@ impl Session<'_> {
         if let Err(why) = &outcome {
             give_up(self.host, self.target, &self.hello.claim, why);
         }
-        let (migration, epoch) = (self.hello.claim.migration, self.hello.claim.epoch);
-        let state = self.target.ownership.state();
-        let message = match state.phase {
-            Phase::Granted {
-                migration: m,
-                epoch: e,
-            } if m == migration && e == epoch => {
-                self.granted = true;
-                Message::Granted(self.answer.clone())
-            }
-            Phase::Serving { through, epoch: e } if through == Some(migration) && e == epoch => {
-                self.granted = true;
-                Message::Granted(self.answer.clone())
-            }
-            _ if state.refuses(migration, epoch) => Message::Returned(Returned {
-                claim: self.hello.claim.clone(),
-                daemon: self.answer.daemon,
-                reason: cut(outcome
-                    .err()
-                    .unwrap_or_else(|| "it was handed back before".into())),
-            }),
-            // Not durably anything: no answer is true, the source has to ask again.
-            _ => return Err("the outcome of the grant cannot be recorded".into()),
-        };
+        let reason = outcome
+            .err()
+            .unwrap_or_else(|| "it was handed back before".into());
+        // Not durably anything: no answer is true, the source has to ask again.
+        let message = super::say(&self.target.ownership, &self.hello.claim, reason)
+            .ok_or("the outcome of the grant cannot be recorded")?;
+        self.granted = matches!(message, Message::Granted(_) | Message::Activated(_));
         self.voice
             .say(&message)
             .map_err(|error| error.to_string())?;
-        match message {
-            Message::Granted(_) => Ok(ControlFlow::Continue(())),
-            _ => Ok(ControlFlow::Break("the grant was not taken".into())),
+        if self.granted {
+            Ok(ControlFlow::Continue(()))
+        } else {
+            Ok(ControlFlow::Break("the grant was not taken".into()))
         }
     }
 
     fn take(&mut self, device_state: Vec<u8>) -> Result<(), String> {
         let claim = &self.hello.claim;
-        self.flush()?;
+        let mut device_state = Some(device_state);
+        for step in handover::on_grant(claim.migration, claim.epoch) {
+            match (step, &mut device_state) {
+                (Step::Flush, _) => self.flush()?,
+                (Step::Record(_), device_state) => {
+                    if let Some(device_state) = device_state.take() {
+                        self.install_and_record(device_state)?;
+                    }
+                }
+                // `grant` says what came of it.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn install_and_record(&self, device_state: Vec<u8>) -> Result<(), String> {
+        let claim = &self.hello.claim;
         let state = BlkState::decode(&device_state).map_err(|error| error.to_string())?;
         if crate::schema::geometry(&state.blk) != crate::schema::geometry(&self.hello.shape) {
             return Err("the device's shape changed since the migration began".into());

@@ -281,6 +281,10 @@ impl Reader {
         match message {
             Message::Ping => Ok(()),
             Message::Ack(tag) => self.acknowledged(tag),
+            Message::Pull(pull) if pull.claim == self.claim => {
+                self.shared.tell(|live| live.pull = Some(pull.bases));
+                Ok(())
+            }
             Message::Refused(refused) => Err(format!("the destination says: {}", refused.reason)),
             Message::Granted(answer) => {
                 self.verdict(&answer.claim, answer.daemon, Verdict::Granted)

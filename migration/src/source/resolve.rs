@@ -12,6 +12,7 @@ use super::run::micros;
 use super::shared::{Live, Shared, Verdict};
 use super::{SourceError, SourcePhase};
 use crate::codec::{HandBack, Message};
+use crate::handover::{self, Step, Word};
 use crate::ids::Claim;
 use crate::lease::ownership::OwnershipError;
 use crate::lease::{Ownership, Peer};
@@ -58,20 +59,14 @@ impl Resolver<'_> {
             }
             match verdict {
                 Some(Verdict::Granted) => {
-                    self.note(Event::Acknowledged {
-                        migration: self.claim.migration,
-                        epoch: self.claim.epoch,
-                    });
+                    self.note(Word::Granted);
                     acknowledged = true;
                     deadline = None;
                     report.grant_round_trip_us = micros(began.elapsed());
                     self.answer(SourcePhase::Granted, None, Ok(self.finish(&report)));
                 }
                 Some(Verdict::Activated) => {
-                    self.note(Event::ActivatedThere {
-                        migration: self.claim.migration,
-                        epoch: self.claim.epoch,
-                    });
+                    self.note(Word::Activated);
                     self.moved(acknowledged, began, report);
                     return SourcePhase::Moved;
                 }
@@ -149,9 +144,13 @@ impl Resolver<'_> {
     }
 
     /// What only repeats the destination's own record may fail here; it is asked again at a restart.
-    fn note(&self, event: Event) {
-        if let Err(error) = self.ownership.apply(event) {
-            tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
+    fn note(&self, word: Word) {
+        for step in handover::on_word(word, self.claim.migration, self.claim.epoch) {
+            if let Step::Record(event) = step
+                && let Err(error) = self.ownership.apply(event)
+            {
+                tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
+            }
         }
     }
 
@@ -169,26 +168,12 @@ impl Resolver<'_> {
 
     /// The end, when the disk is served here again.
     fn returned(&self, why: &str) -> Option<SourcePhase> {
-        let event = Event::ReturnedHere {
-            migration: self.claim.migration,
-            epoch: self.claim.epoch,
-        };
-        match self.ownership.apply(event) {
-            Ok(_) => {}
-            Err(error @ OwnershipError::Lease(_)) => {
-                tracing::error!(claim = %self.claim, %error,
-                    "the disk is back but that cannot be recorded, so it is not served; trying on");
-                self.shared.tell(|live| {
-                    live.lost.get_or_insert_with(|| "the disk is back".into());
-                });
-                return None;
-            }
-            Err(error @ OwnershipError::Refused(_)) => {
-                tracing::error!(claim = %self.claim, %error, "the record does not fit a return");
-                return None;
+        for step in handover::on_word(Word::Returned, self.claim.migration, self.claim.epoch) {
+            match step {
+                Step::Record(event) => self.record_return(event)?,
+                _ => self.shared.disk.resume(),
             }
         }
-        self.shared.disk.resume();
         let why = format!("the destination gave the disk back: {why}");
         self.answer(
             SourcePhase::Returned,
@@ -196,6 +181,24 @@ impl Resolver<'_> {
             Err(SourceError::Failed(why)),
         );
         Some(SourcePhase::Returned)
+    }
+
+    /// Nothing when it cannot be recorded: the destination is asked again.
+    fn record_return(&self, event: Event) -> Option<()> {
+        match self.ownership.apply(event) {
+            Ok(_) => return Some(()),
+            Err(error @ OwnershipError::Lease(_)) => {
+                tracing::error!(claim = %self.claim, %error,
+                    "the disk is back but that cannot be recorded, so it is not served; trying on");
+                self.shared.tell(|live| {
+                    live.lost.get_or_insert_with(|| "the disk is back".into());
+                });
+            }
+            Err(error @ OwnershipError::Refused(_)) => {
+                tracing::error!(claim = %self.claim, %error, "the record does not fit a return");
+            }
+        }
+        None
     }
 
     fn doubt(&self) {

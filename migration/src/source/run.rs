@@ -18,6 +18,7 @@ use super::resolve::Resolver;
 use super::shared::Shared;
 use super::{SourceError, SourceParams, SourcePhase, Stop};
 use crate::codec::{self, Message, read_frame, write_message};
+use crate::handover::{self, Step};
 use crate::ids::Claim;
 use crate::lease::Peer;
 use crate::negotiate::{Hello, ImageKind, Ready};
@@ -25,6 +26,8 @@ use crate::phase::Phase;
 use crate::report::HandoverReport;
 use crate::transport::{self, ANSWER_PATIENCE, Paced, SILENCE};
 
+/// How long a release that the destination asked for may take.
+const PULL_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an offer is repeated: an abandoned copy is noticed within the silence that is borne.
 const BUSY_PATIENCE: Duration = Duration::from_secs(8);
 /// Between two offers.
@@ -48,6 +51,25 @@ impl From<Stop> for Halt {
     fn from(stop: Stop) -> Halt {
         Halt::End(stop)
     }
+}
+
+/// What ends the wait in sync.
+enum Order {
+    /// The two sides differ somewhere again.
+    Copy,
+    /// The orchestrator's word; until then.
+    Release(Instant),
+    /// A VM has arrived at the destination, whose rings begin there.
+    Pull(Vec<u16>),
+}
+
+/// A release that is to be tried.
+struct Release<'a> {
+    link: &'a Link,
+    peer: &'a Peer,
+    deadline: Instant,
+    /// Where the rings there begin, if that is what asks for it.
+    proof: Option<&'a [u16]>,
 }
 
 /// Detaches on drop.
@@ -194,18 +216,35 @@ impl Conductor {
         loop {
             copier.deadline = None;
             copier.settle_dirty()?;
-            let Some(deadline) = self.next_order()? else {
-                continue;
+            let (deadline, proof) = match self.next_order()? {
+                Order::Copy => continue,
+                Order::Release(deadline) => (deadline, None),
+                Order::Pull(bases) => (Instant::now() + PULL_PATIENCE, Some(bases)),
             };
-            match self.release(link, peer, &mut copier, &mut tap, deadline) {
+            let release = Release {
+                link,
+                peer,
+                deadline,
+                proof: proof.as_deref(),
+            };
+            let error = match self.release(&release, &mut copier, &mut tap) {
                 Ok(report) => return Ok((report, deadline)),
                 Err(Halt::End(stop)) => return Err(stop),
-                Err(Halt::Stay(error)) => self.shared.tell(|live| {
-                    live.phase = SourcePhase::InSync;
+                Err(Halt::Stay(error)) => error,
+            };
+            if proof.is_some() {
+                let reason = codec::cut(error.to_string());
+                let passing = true;
+                let no = Message::NotGranted(codec::Refused { reason, passing });
+                link.order(Control::Say(Box::new(no)));
+            }
+            self.shared.tell(|live| {
+                live.phase = SourcePhase::InSync;
+                if proof.is_none() {
                     live.release = None;
                     live.release_result = Some(Err(error));
-                }),
-            }
+                }
+            });
         }
     }
 
@@ -225,8 +264,8 @@ impl Conductor {
         Ok(Tap { shared, failed })
     }
 
-    /// Waits for a release (its deadline), dirt (`None`), or a reason to stop.
-    fn next_order(&self) -> Result<Option<Instant>, Stop> {
+    /// Waits for something to do, or a reason to stop.
+    fn next_order(&self) -> Result<Order, Stop> {
         self.shared
             .wait(None, |live| {
                 if let Some(stop) = Stop::of(live) {
@@ -234,20 +273,22 @@ impl Conductor {
                 }
                 if let Some(deadline) = live.release {
                     live.phase = SourcePhase::Releasing;
-                    return Some(Ok(Some(deadline)));
+                    return Some(Ok(Order::Release(deadline)));
                 }
-                (self.shared.plan().dirty_count() > 0).then_some(Ok(None))
+                if let Some(bases) = live.pull.take() {
+                    live.phase = SourcePhase::Releasing;
+                    return Some(Ok(Order::Pull(bases)));
+                }
+                (self.shared.plan().dirty_count() > 0).then_some(Ok(Order::Copy))
             })
-            .unwrap_or(Ok(None))
+            .unwrap_or(Ok(Order::Copy))
     }
 
     fn release(
         &self,
-        link: &Link,
-        peer: &Peer,
+        wanted: &Release<'_>,
         copier: &mut Copier,
         tap: &mut Option<Tap>,
-        deadline: Instant,
     ) -> Result<HandoverReport, Halt> {
         let disk = &self.params.disk;
         if disk.rings_running() {
@@ -262,7 +303,10 @@ impl Conductor {
         disk.quiesce(super::restart_hook(&self.shared, &self.claim))
             .map_err(|error| Halt::Stay(SourceError::Refused(error.to_string())))?;
         report.quiesce_us = lap.next();
-        let released = self.hand_over(link, peer, copier, tap, deadline, (&mut lap, &mut report));
+        // Out of service, and a ring that starts is noticed: what is proven stays so.
+        let released = self
+            .prove(wanted.proof)
+            .and_then(|()| self.hand_over(wanted, copier, tap, (&mut lap, &mut report)));
         if let Err(halt) = &released {
             if matches!(halt, Halt::End(_)) {
                 // No guest write may wait for the destination once it runs again.
@@ -274,19 +318,37 @@ impl Conductor {
         released.map(|()| report)
     }
 
+    /// Whether the VM that arrived is the one that was served here.
+    fn prove(&self, bases: Option<&[u16]>) -> Result<(), Halt> {
+        let Some(bases) = bases else {
+            return Ok(());
+        };
+        let rings = self.params.disk.rings();
+        let mine: Vec<u16> = rings.iter().map(|ring| ring.next_avail).collect();
+        handover::prove(&mine, bases)
+            .map_err(|why| Halt::Stay(SourceError::Refused(why.to_string())))
+    }
+
     /// With the disk out of service. An error means that it was not given up.
     fn hand_over(
         &self,
-        link: &Link,
-        peer: &Peer,
+        &Release {
+            link,
+            peer,
+            deadline,
+            proof,
+        }: &Release<'_>,
         copier: &mut Copier,
         tap: &mut Option<Tap>,
-        deadline: Instant,
         (lap, report): (&mut Lap, &mut HandoverReport),
     ) -> Result<(), Halt> {
         copier.deadline = Some(deadline);
         self.flush_tail(link, copier)?;
         report.tail_flush_us = lap.next();
+        if proof.is_none() {
+            // It is a person's word, and where the VMM is gone a machine that boots is served there.
+            self.params.disk.forget_departed();
+        }
         let device_state = self.params.disk.export().map_err(|error| {
             Stop::Lost(format!("the device's state cannot be exported: {error}"))
         })?;
@@ -304,24 +366,32 @@ impl Conductor {
             return Err(Halt::End(Stop::Lost(why.into())));
         }
         self.commit()?;
-        if let Err(error) = self
-            .params
-            .ownership
-            .release(self.claim.migration, peer.clone())
-        {
-            // Either record may be on the disk now. Nothing was granted, so both are safe.
-            if let Err(again) = self.params.ownership.store_again() {
-                tracing::error!(claim = %self.claim, error = %again, "ownership record not restored");
-            }
-            return Err(Halt::End(Stop::Lost(error.to_string())));
-        }
-        report.release_durable_us = lap.next();
         let grant = codec::Grant {
             claim: self.claim.clone(),
             device_state,
         };
-        link.order(Control::Say(Box::new(Message::Grant(grant))));
+        let mut grant = Some(Message::Grant(grant));
+        for step in handover::release(self.claim.migration) {
+            if let Step::Record(_) = step {
+                self.record_release(peer)?;
+                report.release_durable_us = lap.next();
+            } else if let Some(grant) = grant.take() {
+                link.order(Control::Say(Box::new(grant)));
+            }
+        }
         Ok(())
+    }
+
+    fn record_release(&self, peer: &Peer) -> Result<(), Halt> {
+        let ownership = &self.params.ownership;
+        let released = ownership.release(self.claim.migration, peer.clone());
+        released.map(|_| ()).map_err(|error| {
+            // Either record may be on the disk now. Nothing was granted, so both are safe.
+            if let Err(again) = ownership.store_again() {
+                tracing::error!(claim = %self.claim, error = %again, "ownership record not restored");
+            }
+            Halt::End(Stop::Lost(error.to_string()))
+        })
     }
 
     /// Everything the guest wrote is at the destination, durably.

@@ -10,11 +10,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TrySendError};
 use ferry_dataplane::buffer::AlignedBuf;
 use ferry_dataplane::lifecycle::{
-    ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, TapEvent, WriteTap,
+    ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, RingView, TapEvent,
+    WriteTap,
 };
 use ferry_migration::schema::{BlkState, blk_v1::BlkV1, queue_v1::QueueV1};
 
 use super::Rng;
+
+/// Where its one ring is, whatever was asked of it.
+const RING_AT: u16 = 7;
 
 const BLOCK: u64 = 512;
 
@@ -462,6 +466,16 @@ impl DiskLifecycle for FakeDisk {
 
     fn rings_running(&self) -> bool {
         self.lock().rings
+    }
+
+    fn forget_departed(&self) {}
+
+    fn rings(&self) -> Vec<RingView> {
+        let running = self.lock().rings;
+        vec![RingView {
+            next_avail: RING_AT,
+            running,
+        }]
     }
 
     fn quiesce(&self, on_restart: RestartHook) -> Result<(), LifecycleError> {

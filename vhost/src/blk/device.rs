@@ -70,6 +70,14 @@ pub(super) struct Ring {
     pub enabled: bool,
     /// It is with a worker.
     pub running: bool,
+    /// It was, since the front-end came.
+    ran: bool,
+}
+
+/// What a front-end that is gone has left: its machine may be on its way to another host.
+pub(super) struct Departed {
+    features: u64,
+    rings: Vec<Ring>,
 }
 
 /// What a front-end negotiated.
@@ -88,6 +96,23 @@ pub(super) struct State {
     pub on_restart: Option<RestartHook>,
     /// Where the front-end listens to the back-end.
     pub channel: Option<OwnedFd>,
+    /// Until a ring is started again.
+    departed: Option<Departed>,
+}
+
+impl State {
+    /// Nobody is expected to go on where the last machine stopped.
+    pub fn forget_departed(&mut self) {
+        self.departed = None;
+    }
+
+    /// Features and rings of the machine that drives the device, or of the one that did last.
+    pub fn machine(&self) -> (u64, &[Ring]) {
+        match &self.departed {
+            Some(departed) => (departed.features, &departed.rings),
+            None => (self.features, &self.rings),
+        }
+    }
 }
 
 impl BlkDevice {
@@ -405,6 +430,7 @@ impl BlkDevice {
     pub(super) fn reset(&self) {
         let mut state = self.state();
         self.forget_driver(&mut state);
+        state.departed = None;
         self.keep_writeback(&mut state, true);
     }
 
@@ -413,8 +439,21 @@ impl BlkDevice {
             if let Err(error) = self.stop(state, at) {
                 tracing::error!(device = %self.name, %error, "a ring could not be stopped");
             }
-            state.rings[at] = Ring::default();
         }
+        let rest = |ring: &Ring| Ring {
+            size: ring.size,
+            base: ring.base,
+            used_idx: ring.used_idx,
+            enabled: ring.enabled,
+            ..Ring::default()
+        };
+        if state.rings.iter().any(|ring| ring.ran) {
+            state.departed = Some(Departed {
+                features: state.features,
+                rings: state.rings.iter().map(rest).collect(),
+            });
+        }
+        state.rings.fill_with(Ring::default);
         state.features = 0;
     }
 
@@ -548,7 +587,8 @@ impl BlkDevice {
         let queue: Box<dyn RequestQueue> =
             Box::new(BlkQueue::new(name, vring, rules, state.serial));
         self.disk.start_queue(at, queue)?;
-        state.rings[at].running = true;
+        (state.rings[at].running, state.rings[at].ran) = (true, true);
+        state.departed = None;
         tracing::debug!(device = %self.name, queue = at, base = state.rings[at].base, "ring started");
         if let Some(on_restart) = &state.on_restart {
             on_restart();

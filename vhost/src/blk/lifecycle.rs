@@ -6,14 +6,14 @@ use std::sync::PoisonError;
 
 use ferry_dataplane::buffer::AlignedBuf;
 use ferry_dataplane::lifecycle::{
-    ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, WriteTap,
+    ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, RingView, WriteTap,
 };
 use ferry_migration::schema::BlkState;
 use ferry_migration::schema::blk_v1::BlkV1;
 use ferry_migration::schema::queue_v1::QueueV1;
 
 use super::config::feature;
-use super::device::{BlkDevice, State};
+use super::device::{BlkDevice, Ring, State};
 
 impl BlkDevice {
     /// The device without its queues, as it is announced to a destination.
@@ -28,14 +28,15 @@ impl BlkDevice {
             block_bytes: geometry.block_bytes,
             num_queues: self.num_queues,
             read_only: self.disk.read_only(),
-            acked_features: state.features,
+            acked_features: state.machine().0,
             writeback: state.writeback,
             serial: state.serial,
         }
     }
 
     fn queue_states(&self, state: &State) -> Vec<QueueV1> {
-        let rings = (0u16..).zip(&state.rings);
+        let (features, rings) = state.machine();
+        let rings = (0u16..).zip(rings);
         rings
             .map(|(index, ring)| QueueV1 {
                 index,
@@ -43,7 +44,7 @@ impl BlkDevice {
                 next_avail: ring.base,
                 used_idx: ring.used_idx,
                 enabled: ring.enabled,
-                event_idx: state.features & feature::EVENT_IDX != 0,
+                event_idx: features & feature::EVENT_IDX != 0,
             })
             .collect()
     }
@@ -123,6 +124,18 @@ impl DiskLifecycle for BlkDevice {
         self.state().rings.iter().any(|ring| ring.running)
     }
 
+    fn rings(&self) -> Vec<RingView> {
+        let view = |ring: &Ring| RingView {
+            next_avail: ring.base,
+            running: ring.running,
+        };
+        self.state().machine().1.iter().map(view).collect()
+    }
+
+    fn forget_departed(&self) {
+        self.state().forget_departed();
+    }
+
     fn quiesce(&self, on_restart: RestartHook) -> Result<(), LifecycleError> {
         {
             // Under the device's lock: a ring that starts meanwhile is held and reported, or was
@@ -164,7 +177,8 @@ impl DiskLifecycle for BlkDevice {
                 "its rings run; the VM must be stopped first".into(),
             ));
         }
-        if let Some(at) = state.rings.iter().position(|r| r.base != r.used_idx) {
+        let (_, rings) = state.machine();
+        if let Some(at) = rings.iter().position(|r| r.base != r.used_idx) {
             return Err(LifecycleError::Refused(format!(
                 "queue {at} stopped with requests unserved; they are served when its VM goes on here"
             )));

@@ -1,0 +1,156 @@
+//! What each side does when a disk changes hands, and in which order: lists of steps, as data.
+//!
+//! The daemon carries them out one after the other and stops at the first that fails; a crash may
+//! come between any two. So the order is the promise: what is said or served on the strength of a
+//! record comes after it. The explorer under `tests/` carries out the same lists, with every crash
+//! and every order of messages.
+
+use crate::ids::MigrationId;
+use crate::phase::{Event, Phase, State};
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Make durable what arrived of the copy.
+    Flush,
+    /// Apply the event to the record, durably.
+    Record(Event),
+    /// Say it to the other side.
+    Say(Word),
+    /// Say what the record makes of the attempt: [`answer`].
+    Answer,
+    /// Serve the guest.
+    Serve,
+}
+
+/// What is said about an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Word {
+    /// Source: it is yours.
+    Grant,
+    /// Destination: it is durably mine, and not served yet.
+    Granted,
+    /// Destination: it is served here, or was since. No way back.
+    Activated,
+    /// Destination: it is durably yours, and this attempt can never be granted.
+    Returned,
+}
+
+/// The source gives the disk up. It is out of service by now, and the destination has flushed all
+/// of it.
+pub fn release(migration: MigrationId) -> [Step; 2] {
+    [
+        Step::Record(Event::Release { migration }),
+        Step::Say(Word::Grant),
+    ]
+}
+
+/// The destination is granted the disk.
+pub fn on_grant(migration: MigrationId, epoch: u64) -> [Step; 3] {
+    [
+        Step::Flush,
+        Step::Record(Event::Grant { migration, epoch }),
+        Step::Answer,
+    ]
+}
+
+/// The destination is asked for the disk: to have it back even if it was granted, or only if not.
+pub fn on_hand_back(migration: MigrationId, epoch: u64, though_granted: bool) -> [Step; 2] {
+    let event = if though_granted {
+        Event::HandBack { migration, epoch }
+    } else {
+        Event::Settle { migration, epoch }
+    };
+    [Step::Record(event), Step::Answer]
+}
+
+/// The first descriptor of a granted disk is about to be popped.
+pub fn on_first_request(migration: MigrationId, epoch: u64) -> [Step; 2] {
+    [
+        Step::Record(Event::Activate { migration, epoch }),
+        Step::Serve,
+    ]
+}
+
+/// The source hears of a disk that it gave up.
+pub fn on_word(word: Word, migration: MigrationId, epoch: u64) -> Vec<Step> {
+    match word {
+        Word::Granted => vec![Step::Record(Event::Acknowledged { migration, epoch })],
+        Word::Activated => vec![Step::Record(Event::ActivatedThere { migration, epoch })],
+        Word::Returned => vec![
+            Step::Record(Event::ReturnedHere { migration, epoch }),
+            Step::Serve,
+        ],
+        Word::Grant => vec![],
+    }
+}
+
+/// What a destination's record makes of an attempt; nothing where no answer would be true for good.
+pub fn answer(state: &State, migration: MigrationId, epoch: u64) -> Option<Word> {
+    if state.refuses(migration, epoch) {
+        return Some(Word::Returned);
+    }
+    match state.phase {
+        Phase::Granted {
+            migration: m,
+            epoch: e,
+        } if m == migration && e == epoch => Some(Word::Granted),
+        Phase::Serving { epoch: e, through } if through == Some(migration) && e == epoch => {
+            Some(Word::Activated)
+        }
+        // It has gone on from here since, so it was served here.
+        Phase::Serving { epoch: e, .. }
+        | Phase::Released { epoch: e, .. }
+        | Phase::Handed { epoch: e, .. }
+        | Phase::Moved { epoch: e, .. }
+            if e > epoch =>
+        {
+            Some(Word::Activated)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a disk that is offered may be received, by what the record says of it.
+pub fn takes_offers(phase: &Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Vacant | Phase::Moved { .. } | Phase::Returned { .. }
+    )
+}
+
+/// Why rings at the destination do not show that their VM is the one that was served here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoProof {
+    /// A VM that boots begins at 0 too.
+    #[error(
+        "the rings here were never used, so nothing shows that it is the same VM that has arrived \
+         there; say so: ferry migrate commit"
+    )]
+    Unused,
+    /// They differ.
+    #[error(
+        "the rings there begin at {there:?}, and those here stopped at {here:?}: another VM is \
+         attached there, or not all of its rings have started"
+    )]
+    Differ {
+        /// What SET_VRING_BASE said there.
+        there: Vec<u16>,
+        /// What GET_VRING_BASE said here.
+        here: Vec<u16>,
+    },
+}
+
+/// Whether the VM whose rings begin `there` is the one whose rings stopped `here`.
+pub fn prove(here: &[u16], there: &[u16]) -> Result<(), NoProof> {
+    if here.iter().all(|&base| base == 0) {
+        return Err(NoProof::Unused);
+    }
+    if here != there {
+        return Err(NoProof::Differ {
+            there: there.to_vec(),
+            here: here.to_vec(),
+        });
+    }
+    Ok(())
+}

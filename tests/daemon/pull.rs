@@ -1,0 +1,83 @@
+//! A disk follows its VM without an orchestrator: the destination asks when rings start there.
+
+use std::time::Duration;
+
+use crate::rig::{Guest, Pair};
+
+/// Long enough for the destination to have asked, more than once.
+const A_WHILE: Duration = Duration::from_millis(2500);
+
+/// Copies the disk and keeps the copy equal.
+fn prepare(pair: &Pair) {
+    let to = pair.b.peer();
+    let line = pair.a.run(&["migrate", "disk", "d", "--to", &to]).ok();
+    assert_eq!(line["in_sync"], true, "{line}");
+}
+
+#[test]
+fn a_vm_that_arrives_gets_its_disk() {
+    let pair = Pair::new();
+    let mut guest = Guest::at(&pair.a.socket("d"));
+    guest.check();
+    prepare(&pair);
+    guest.check();
+    let mut guest = guest.goes_on_at(&pair.b.socket("d"));
+    guest.check();
+    assert_eq!(pair.b.phase(), "serving");
+    pair.a.wait_phase("moved");
+    // And back, the same way.
+    pair.b
+        .run(&["migrate", "disk", "d", "--to", &pair.a.peer()])
+        .ok();
+    let mut guest = guest.goes_on_at(&pair.a.socket("d"));
+    guest.check();
+    assert_eq!(pair.a.phase(), "serving");
+}
+
+#[test]
+fn a_vm_that_arrives_before_the_copy_is_equal_waits() {
+    let pair = Pair::of(64 << 20);
+    pair.b.add_incoming(64 << 20);
+    let mut guest = Guest::at(&pair.a.socket("d"));
+    guest.check();
+    let to = pair.b.peer();
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| pair.a.run(&["migrate", "disk", "d", "--to", &to]));
+        pair.b.wait_phase("incoming");
+        let mut guest = guest.goes_on_at(&pair.b.socket("d"));
+        guest.check();
+        let _ = copy.join();
+    });
+    assert_eq!(pair.b.phase(), "serving");
+}
+
+#[test]
+fn a_vm_that_boots_there_does_not_get_the_disk() {
+    let pair = Pair::new();
+    let mut guest = Guest::at(&pair.a.socket("d"));
+    guest.check();
+    prepare(&pair);
+    let mut fresh = Guest::at(&pair.b.socket("d"));
+    assert!(fresh.read(A_WHILE).is_none(), "two hosts serve");
+    guest.check();
+    // Nor when the VM here stands still.
+    let bases = guest.stop();
+    assert!(fresh.read(A_WHILE).is_none(), "another VM got the disk");
+    assert_eq!(pair.a.phase(), "serving");
+    assert_eq!(pair.b.phase(), "incoming");
+    guest.resume(&bases);
+    guest.check();
+}
+
+#[test]
+fn rings_that_were_never_used_prove_nothing() {
+    let pair = Pair::new();
+    prepare(&pair);
+    let mut fresh = Guest::at(&pair.b.socket("d"));
+    assert!(fresh.read(A_WHILE).is_none(), "granted without a proof");
+    assert_eq!(pair.a.phase(), "serving");
+    // It takes a word.
+    pair.a.run(&["migrate", "commit", "d"]).ok();
+    fresh.check();
+    pair.a.wait_phase("moved");
+}
