@@ -301,6 +301,9 @@ fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
             client.call("migrate.disk", json!({ "id": id, "to": to }))?;
             let line = follow_disk(client, &id)?;
             show(&line, |line| {
+                if line["in_sync"] != true {
+                    return format!("disk {id} has followed its VM to {to}");
+                }
                 format!(
                     "disk {id} is in sync with {to}: {} sent\nnext: stop its VM, then ferry migrate \
                      release {id} (ferry migrate vm does both); or ferry migrate cancel {id}",
@@ -384,13 +387,15 @@ fn follow_disk(client: &mut Client, id: &DiskId) -> Done<Value> {
             .cloned();
         let line = line.ok_or_else(|| Failure::Failed(format!("disk {id} is not being moved")))?;
         advance(&bar, &line);
-        if line["in_sync"] == true {
+        // Its VM may have arrived there meanwhile, and had it.
+        let followed = matches!(line["phase"].as_str(), Some("granted" | "moved"));
+        if line["in_sync"] == true || followed {
             bar.finish_and_clear();
             return Ok(line);
         }
         if !matches!(
             line["phase"].as_str(),
-            Some("connecting" | "copying" | "in_sync")
+            Some("connecting" | "copying" | "in_sync" | "releasing")
         ) {
             bar.finish_and_clear();
             let phase = line["phase"].as_str().unwrap_or_default();

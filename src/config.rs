@@ -98,7 +98,7 @@ pub struct DiskConfig {
     pub inflight: InflightMode,
     /// What is at its path is a copy of a disk, and a disk of its own from now on. Of one addition
     /// only: it is not kept.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_identity: bool,
 }
 

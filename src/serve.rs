@@ -40,7 +40,9 @@ pub fn serve(arguments: &ServeArguments) -> Done {
     refuse_moved(place.as_ref(), arguments.new_identity)?;
     if let (Some(place), true) = (&place, arguments.new_identity) {
         // No record is kept here, so no disk is named either.
-        identity::remove(&place.path)?;
+        identity::remove(&place.path).map_err(|error| {
+            Failure::Failed(format!("the image's identity cannot be removed: {error}"))
+        })?;
     }
     let workers = workers::start(arguments.workers.into(), arguments.spin_us)?;
     let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
@@ -79,6 +81,19 @@ fn refuse_moved(place: Option<&Place>, new_identity: bool) -> Done {
     let store = place.record(&default_state_dir());
     let known = store.load()?;
     let becomes_another = new_identity && known.is_none();
+    if new_identity && (place.is_device || known.is_some()) {
+        return Err(Failure::Usage(format!(
+            "--new-identity is for a copy that has no record: {} {}",
+            place.path.display(),
+            match known {
+                Some(_) => format!(
+                    "has one, {}; remove that first if it belongs to another disk",
+                    store.path().display()
+                ),
+                None => "is a device".to_owned(),
+            }
+        )));
+    }
     if !(place.is_device || becomes_another) {
         let vacant = || Record::vacant(Uuid::nil(), DaemonId(Uuid::nil()));
         let record = known.clone().unwrap_or_else(vacant);

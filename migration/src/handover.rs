@@ -128,6 +128,12 @@ pub enum NoProof {
          there; say so: ferry migrate commit"
     )]
     Unused,
+    /// The rings there were used, and of those here nothing is known.
+    #[error(
+        "where the rings stopped here is not known any more (the daemon was restarted, or no VM has \
+         driven them since), so nothing shows that it is the same VM that has arrived there"
+    )]
+    Unknown,
     /// They differ.
     #[error(
         "the rings there begin at {there:?}, and those here stopped at {here:?}: another VM is \
@@ -143,14 +149,14 @@ pub enum NoProof {
 
 /// Whether the VM whose rings begin `there` is the one whose rings stopped `here`.
 pub fn prove(here: &[u16], there: &[u16]) -> Result<(), NoProof> {
-    if here.iter().all(|&base| base == 0) {
-        return Err(NoProof::Unused);
-    }
-    if here != there {
-        return Err(NoProof::Differ {
+    let unused = here.iter().all(|&base| base == 0);
+    match (here == there, unused) {
+        (true, false) => Ok(()),
+        (true, true) => Err(NoProof::Unused),
+        (false, true) => Err(NoProof::Unknown),
+        (false, false) => Err(NoProof::Differ {
             there: there.to_vec(),
             here: here.to_vec(),
-        });
+        }),
     }
-    Ok(())
 }

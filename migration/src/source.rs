@@ -297,12 +297,15 @@ impl SourceHandle {
         }
     }
 
-    /// Waits until both sides have every byte.
+    /// Waits until both sides have every byte. The disk may have followed its VM by then.
     pub fn wait_in_sync(&self, timeout: Duration) -> Result<(), SourceError> {
         let until = Instant::now() + timeout;
         self.shared
             .wait(Some(until), |live| match live.phase {
-                SourcePhase::InSync => Some(Ok(())),
+                SourcePhase::InSync
+                | SourcePhase::Releasing
+                | SourcePhase::Granted
+                | SourcePhase::Moved => Some(Ok(())),
                 SourcePhase::Connecting | SourcePhase::Copying if !live.ended => None,
                 _ => Some(Err(over(live))),
             })

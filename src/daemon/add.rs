@@ -142,6 +142,12 @@ impl Daemon {
         config.check()?;
         let id = config.id.clone();
         let place = Place::of(&config.path)?;
+        if config.new_identity && (config.read_only || place.as_ref().is_none_or(|it| it.is_device))
+        {
+            return Err(Failure::Usage(format!(
+                "disk {id}: --new-identity is for an image that is a file, and that may be written"
+            )));
+        }
         if let Some(place) = &place {
             if place.is_device && config.incoming {
                 return Err(Failure::Failed(format!(
@@ -252,6 +258,15 @@ impl Daemon {
             {
                 continue;
             }
+            if let Some(place) = image.filter(|_| config.new_identity) {
+                // First: with a record of its own it would be taken for a stranger at every start.
+                identity::remove(&place.path).map_err(|error| {
+                    Failure::Failed(format!(
+                        "disk {}: its image cannot be given another identity: {error}",
+                        config.id
+                    ))
+                })?;
+            }
             // Durable before anything is served.
             match restart {
                 Restart::New if service == Service::Open => ownership.apply(Event::Create)?,
@@ -354,8 +369,18 @@ impl Daemon {
 
     /// An image that says which disk it is must be the one that its record is about.
     fn check_identity(&self, config: &DiskConfig, place: &Place, record: &Record) -> Done {
-        if config.new_identity && record.state.phase == Phase::Vacant {
-            return Ok(());
+        match (config.new_identity, record.state.phase) {
+            (false, _) => {}
+            (true, Phase::Vacant) => return Ok(()),
+            (true, phase) => {
+                return Err(Failure::Failed(format!(
+                    "{} is a disk with a record already, and {}; add it without --new-identity, or \
+                     remove {} first if that belongs to another disk",
+                    place.path.display(),
+                    phase.name(),
+                    self.record_of(place).path().display()
+                )));
+            }
         }
         identity::check(&place.path, record, self.record_of(place).path())
             .map_err(|error| Failure::Failed(error.to_string()))

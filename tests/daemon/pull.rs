@@ -46,7 +46,8 @@ fn a_vm_that_arrives_before_the_copy_is_equal_waits() {
         pair.b.wait_phase("incoming");
         let mut guest = guest.goes_on_at(&pair.b.socket("d"));
         guest.check();
-        let _ = copy.join();
+        let line = copy.join().unwrap().ok();
+        assert_ne!(line["phase"], "failed", "{line}");
     });
     assert_eq!(pair.b.phase(), "serving");
 }
@@ -80,4 +81,43 @@ fn rings_that_were_never_used_prove_nothing() {
     pair.a.run(&["migrate", "commit", "d"]).ok();
     fresh.check();
     pair.a.wait_phase("moved");
+}
+
+#[test]
+fn after_a_hand_back_the_disk_follows_from_where_the_vm_is_then() {
+    let pair = Pair::new();
+    let mut guest = Guest::at(&pair.a.socket("d"));
+    guest.check();
+    prepare(&pair);
+    let bases = guest.stop();
+    pair.a.run(&["migrate", "release", "d"]).ok();
+    assert_eq!(pair.b.phase(), "granted");
+    // What the destination was told of its rings is void with the copy.
+    guest.resume(&bases);
+    guest.check();
+    guest.check();
+    prepare(&pair);
+    let mut guest = guest.goes_on_at(&pair.b.socket("d"));
+    guest.check();
+    assert_eq!(pair.b.phase(), "serving");
+}
+
+#[test]
+fn a_disk_whose_vmm_is_gone_goes_by_a_persons_word() {
+    for boots in [false, true] {
+        let pair = Pair::new();
+        let mut guest = Guest::at(&pair.a.socket("d"));
+        guest.check();
+        let (guest, bases) = guest.departs();
+        prepare(&pair);
+        pair.a.run(&["migrate", "commit", "d"]).ok();
+        // Paused, it went on its way; or it is shut down, and another boots.
+        let mut guest = if boots {
+            Guest::at(&pair.b.socket("d"))
+        } else {
+            guest.arrives_at(&pair.b.socket("d"), &bases)
+        };
+        guest.check();
+        assert_eq!(pair.b.phase(), "serving");
+    }
 }

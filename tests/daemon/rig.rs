@@ -329,7 +329,8 @@ pub struct Guest {
     buffer: Segment,
     memory: GuestMemory,
     device: GuestDevice,
-    vmm: Vmm,
+    /// Until it ends.
+    vmm: Option<Vmm>,
 }
 
 fn vmm(socket: &Path) -> Vmm {
@@ -355,26 +356,46 @@ impl Guest {
             buffer: Segment { addr, len: 512 },
             memory,
             device,
-            vmm,
+            vmm: Some(vmm),
         }
     }
 
     /// Stops, and goes on behind another socket, as a VM does that is migrated.
     pub fn goes_on_at(mut self, socket: &Path) -> Guest {
-        let bases = self.vmm.stop().unwrap();
+        let bases = self.stop();
+        self.arrives_at(socket, &bases)
+    }
+
+    /// Stops, and its VMM ends.
+    pub fn departs(mut self) -> (Guest, Vec<u16>) {
+        let bases = self.stop();
+        self.vmm = None;
+        (self, bases)
+    }
+
+    /// Goes on elsewhere.
+    pub fn arrives_at(self, socket: &Path, bases: &[u16]) -> Guest {
         let mut vmm = vmm(socket);
-        vmm.start_at(&self.device, &bases).unwrap();
-        Guest { vmm, ..self }
+        vmm.start_at(&self.device, bases).unwrap();
+        Guest {
+            vmm: Some(vmm),
+            ..self
+        }
     }
 
     /// Stops, and stays.
     pub fn stop(&mut self) -> Vec<u16> {
-        self.vmm.stop().unwrap()
+        self.driver().stop().unwrap()
     }
 
     /// Goes on where it was.
     pub fn resume(&mut self, bases: &[u16]) {
-        self.vmm.start_at(&self.device, bases).unwrap();
+        let device = self.device.clone();
+        self.driver().start_at(&device, bases).unwrap();
+    }
+
+    fn driver(&mut self) -> &mut Vmm {
+        self.vmm.as_mut().expect("its VMM runs")
     }
 
     /// Reads the first sector, if that is served within `time`.

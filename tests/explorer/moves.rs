@@ -113,7 +113,10 @@ fn of_host(limits: &Limits, world: &World, here: usize, fault: bool, into: &mut 
         Move::FirstRequest(here),
     );
     add(
-        running && host.session.is_some() && matches!(host.phase(), Phase::Incoming { .. }),
+        running
+            && host.session.is_some()
+            && matches!(host.phase(), Phase::Incoming { .. })
+            && fits(world, here),
         Move::Pull(here),
     );
     let quiet = world.begun < limits.migrations && host.source == Source::Idle;
@@ -132,10 +135,10 @@ fn of_host(limits: &Limits, world: &World, here: usize, fault: bool, into: &mut 
     }
 }
 
-/// Whether the rings here go on where the released ones stopped: with a grant comes what is
-/// expected, and others are not served (`BlkDevice`'s `expected_bases`).
+/// Whether the device lets the rings here start (`BlkDevice`'s `expected`).
 fn fits(world: &World, here: usize) -> bool {
-    world.hosts[here].index == world.hosts[1 - here].released.index
+    let host = &world.hosts[here];
+    host.expected.is_none_or(|index| index == host.index)
 }
 
 /// Whether both ends of the attempt's connection are there.
@@ -289,7 +292,7 @@ fn release(world: &mut World, here: usize, attempt: Attempt, pulled: bool) {
 
 /// The next step of a daemon's list; when it fails, the rest is dropped.
 pub fn carry_out_one(world: &mut World, here: usize) {
-    let fits = fits(world, here);
+    let released = world.hosts[1 - here].released.index;
     let host = &mut world.hosts[here];
     let Some((attempt, step)) = host.todo.pop_front() else {
         return;
@@ -297,12 +300,17 @@ pub fn carry_out_one(world: &mut World, here: usize) {
     let (migration, epoch) = (attempt.migration(), attempt.epoch);
     match step {
         Step::Flush => host.image.flushed = host.image.written,
-        Step::Record(Event::Grant { .. }) if host.vm == Vm::Running && !fits => {
+        // What was released comes with the grant.
+        Step::Record(Event::Grant { .. }) if host.vm == Vm::Running && host.index != released => {
             // The device does not take the state: the copy is given up, and the record says so.
             host.record(Event::Discard { migration });
         }
         Step::Record(event) => {
-            if !host.record(event) {
+            let took = host.record(event);
+            if took && matches!(event, Event::Grant { .. }) {
+                host.expected = Some(released);
+            }
+            if !took {
                 host.todo.retain(|(_, step)| *step == Step::Answer);
             } else if let Event::ActivatedThere { .. } = event {
                 host.source = Source::Idle;
@@ -317,6 +325,7 @@ pub fn carry_out_one(world: &mut World, here: usize) {
         }
         Step::Serve => {
             host.serves = true;
+            host.expected = None;
             host.source = Source::Idle;
         }
     }
@@ -363,6 +372,7 @@ fn hello(world: &mut World, here: usize, attempt: Attempt) {
     if takes && world.link == Some(attempt) && host.record(Event::Accept { migration, epoch }) {
         host.image = Image::default();
         host.session = Some(attempt);
+        host.expected = None;
         world.send(1 - here, attempt, Letter::Ready);
     } else {
         world.send(1 - here, attempt, Letter::No);

@@ -107,6 +107,8 @@ pub struct Host {
     pub index: u8,
     /// Where the ring of the machine was, and which it was, when the disk was last released here.
     pub released: Ring,
+    /// Where the ring of the machine is that the disk came with; others are not served.
+    pub expected: Option<u8>,
 }
 
 /// A machine's ring.
@@ -152,6 +154,7 @@ impl Host {
             machine: 0,
             index: 0,
             released: Ring::default(),
+            expected: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ferry_dataplane::buffer::AlignedBuf;
 
@@ -24,11 +24,16 @@ use crate::schema::BlkState;
 use crate::sync::lock;
 use crate::transport::{FRAME_PATIENCE, HEARTBEAT, Paced};
 
+/// Between two lines about why a disk is not granted.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
 /// The half of the connection that speaks: the session answers, and a thread of its own says that
 /// this side lives, so that a slow disk is not taken for a dead link.
 pub(super) struct Voice {
     stream: Mutex<TcpStream>,
     activated: AtomicBool,
+    /// The disk may be asked for: its grant has not come.
+    receiving: AtomicBool,
     /// Rings were started since the source was last asked for the disk.
     pulls: AtomicBool,
     over: Mutex<bool>,
@@ -40,6 +45,7 @@ impl Voice {
         Arc::new(Voice {
             stream: Mutex::new(stream),
             activated: AtomicBool::new(false),
+            receiving: AtomicBool::new(true),
             pulls: AtomicBool::new(false),
             over: Mutex::new(false),
             wake: Condvar::new(),
@@ -94,8 +100,10 @@ impl Voice {
             let news = self.activated.load(Ordering::Acquire) && !told;
             let message = if news {
                 Message::Activated(activated.clone())
-            } else {
+            } else if self.receiving.load(Ordering::Acquire) {
                 pull().unwrap_or(Message::Ping)
+            } else {
+                Message::Ping
             };
             if self.say(&message).is_err() {
                 let _ = lock(&self.stream).shutdown(Shutdown::Both);
@@ -109,7 +117,14 @@ impl Voice {
 
 /// Receives one disk.
 pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &Hello) {
-    let target = match prepare(host, hello) {
+    let voice = match stream.try_clone() {
+        Ok(copy) => Voice::new(copy),
+        Err(error) => {
+            tracing::warn!(claim = %hello.claim, %error, "an incoming disk is refused");
+            return;
+        }
+    };
+    let target = match prepare(host, hello, &voice) {
         Ok(target) => target,
         Err(no) => {
             tracing::warn!(claim = %hello.claim, reason = no.reason, "an incoming disk is refused");
@@ -117,16 +132,6 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
             return;
         }
     };
-    let Ok(copy) = stream.try_clone() else {
-        give_up(
-            host,
-            &target,
-            &hello.claim,
-            "the connection cannot be shared between threads",
-        );
-        return;
-    };
-    let voice = Voice::new(copy);
     let answer = Answer {
         claim: hello.claim.clone(),
         daemon: target.ownership.daemon(),
@@ -145,21 +150,11 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
         answer,
         buffer: AlignedBuf::new(DATA_BYTES_MAX),
         granted: false,
-        not_granted: String::new(),
+        not_granted: None,
     };
-    // Before `Ready`: a ring that starts from now on is heard of.
-    let noticed = {
-        let voice = Arc::downgrade(&voice);
-        target.disk.quiesce(Box::new(move || {
-            if let Some(voice) = voice.upgrade() {
-                voice.notice_rings();
-            }
-        }))
-    };
-    let why = match (&beating, noticed) {
-        (Ok(_), Ok(())) => session.run(&stream),
-        (Err(error), _) => format!("cannot start a thread: {error}"),
-        (_, Err(error)) => error.to_string(),
+    let why = match &beating {
+        Ok(_) => session.run(&stream),
+        Err(error) => format!("cannot start a thread: {error}"),
     };
     if !session.granted {
         tracing::warn!(claim = %hello.claim, why, "an incoming disk is discarded");
@@ -197,7 +192,11 @@ pub(super) fn clearing<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Makes room and makes `incoming` durable; after this a copy is there to be discarded.
-fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTarget, Refused> {
+fn prepare(
+    host: &Arc<dyn DestinationHost>,
+    hello: &Hello,
+    voice: &Arc<Voice>,
+) -> Result<PreparedTarget, Refused> {
     let _alone = lock(&PLACES);
     let final_word = |reason: String| Refused {
         reason: cut(reason),
@@ -216,13 +215,14 @@ fn prepare(host: &Arc<dyn DestinationHost>, hello: &Hello) -> Result<PreparedTar
             passing: true,
         });
     }
-    prepare_alone(host, hello, known.as_deref()).map_err(final_word)
+    prepare_alone(host, hello, known.as_deref(), voice).map_err(final_word)
 }
 
 fn prepare_alone(
     host: &Arc<dyn DestinationHost>,
     hello: &Hello,
     known: Option<&Ownership>,
+    voice: &Arc<Voice>,
 ) -> Result<PreparedTarget, String> {
     let claim = &hello.claim;
     // Before the host makes an image: a record that cannot take the disk says so without one.
@@ -245,7 +245,16 @@ fn prepare_alone(
         address: String::new(),
         daemon: hello.daemon,
     };
+    // Before `Ready`: a ring that starts from now on is heard of.
+    let hears = Arc::downgrade(voice);
+    let notice = Box::new(move || {
+        if let Some(voice) = hears.upgrade() {
+            voice.notice_rings();
+        }
+    });
     let accepted = check_target(hello, target.image.geometry()).and_then(|()| {
+        let held = target.disk.quiesce(notice);
+        held.map_err(|error| error.to_string())?;
         match target
             .ownership
             .accept(claim.migration, claim.epoch, hello.disk_uuid, peer)
@@ -289,8 +298,8 @@ struct Session<'a> {
     answer: Answer,
     buffer: AlignedBuf,
     granted: bool,
-    /// Why the source did not grant the disk when it was last asked.
-    not_granted: String,
+    /// Why the source did not grant the disk when that was last said here, and when.
+    not_granted: Option<(String, Instant)>,
 }
 
 impl Session<'_> {
@@ -319,14 +328,7 @@ impl Session<'_> {
     fn hear(&mut self, frame: Frame, from: &mut impl Read) -> Result<ControlFlow<String>, String> {
         match frame.message {
             Message::Ping => {}
-            Message::NotGranted(no) => {
-                // It is asked every second.
-                if self.not_granted != no.reason {
-                    tracing::warn!(claim = %self.hello.claim, reason = no.reason,
-                        "rings were started here, and the source does not grant the disk: they wait");
-                    self.not_granted = no.reason;
-                }
-            }
+            Message::NotGranted(no) => self.not_granted(cut(no.reason)),
             Message::Data(data) => self.data(&data, frame.data_bytes, from)?,
             Message::Zero(zero) => self.zero(&zero)?,
             Message::Flush(tag) => {
@@ -347,6 +349,16 @@ impl Session<'_> {
             _ => return Err("the source broke the protocol: a message out of place".into()),
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// It is asked every second, and a reason may have a number in it that counts.
+    fn not_granted(&mut self, reason: String) {
+        let said = self.not_granted.as_ref();
+        if said.is_none_or(|(why, at)| *why != reason && at.elapsed() >= SAY_AGAIN) {
+            tracing::warn!(claim = %self.hello.claim, reason,
+                "rings were started here, and the source does not grant the disk: they wait");
+            self.not_granted = Some((reason, Instant::now()));
+        }
     }
 
     /// Refuses bytes for a copy that is not being received any more: a hand-back may have voided
@@ -427,6 +439,8 @@ impl Session<'_> {
         if grant.claim != self.hello.claim {
             return Err("the source broke the protocol: it grants another disk".into());
         }
+        // From here on a look at the device may wait for its disk.
+        self.voice.receiving.store(false, Ordering::Release);
         let outcome = match self.target.ownership.phase() {
             Phase::Incoming { .. } => self.take(grant.device_state),
             // A repetition, or one that lost against a hand-back: the record has the answer.

@@ -4,6 +4,7 @@
 //! another name, and into a copy that keeps attributes. So an image whose record is missing or is
 //! another disk's is told from one that was never served.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -72,7 +73,7 @@ pub fn read(image: &Path) -> io::Result<Option<Uuid>> {
             .and_then(|text| Uuid::parse_str(text.trim()).ok())
             .map(Some)
             .ok_or_else(|| io::Error::other("it is not a uuid")),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT) => Ok(None),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -85,15 +86,16 @@ pub fn write(image: &Path, disk: Uuid) -> io::Result<()> {
         disk.to_string().as_bytes(),
         XattrFlags::empty(),
     ) {
-        Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Takes it off again.
+/// Takes it off again, durably.
 pub fn remove(image: &Path) -> io::Result<()> {
     match removexattr(image, NAME) {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Ok(()) => File::open(image)?.sync_all(),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

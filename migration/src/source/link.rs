@@ -282,7 +282,9 @@ impl Reader {
             Message::Ping => Ok(()),
             Message::Ack(tag) => self.acknowledged(tag),
             Message::Pull(pull) if pull.claim == self.claim => {
-                self.shared.tell(|live| live.pull = Some(pull.bases));
+                let heard = Instant::now();
+                self.shared
+                    .tell(|live| live.pull = Some((pull.bases, heard)));
                 Ok(())
             }
             Message::Refused(refused) => Err(format!("the destination says: {}", refused.reason)),

@@ -28,6 +28,8 @@ use crate::transport::{self, ANSWER_PATIENCE, Paced, SILENCE};
 
 /// How long a release that the destination asked for may take.
 const PULL_PATIENCE: Duration = Duration::from_secs(30);
+/// A question that was heard longer ago than this is not answered: it is asked every second.
+const PULL_AGE_MAX: Duration = Duration::from_secs(5);
 /// How long an offer is repeated: an abandoned copy is noticed within the silence that is borne.
 const BUSY_PATIENCE: Duration = Duration::from_secs(8);
 /// Between two offers.
@@ -186,7 +188,8 @@ impl Conductor {
         let answer = loop {
             paced.begin_frame(ANSWER_PATIENCE);
             match read_frame(&mut paced).map_err(lost)?.message {
-                Message::Ping => {}
+                // A machine that is there already asks again.
+                Message::Ping | Message::Pull(_) => {}
                 other => break other,
             }
         };
@@ -275,8 +278,9 @@ impl Conductor {
                     live.phase = SourcePhase::Releasing;
                     return Some(Ok(Order::Release(deadline)));
                 }
-                if let Some(bases) = live.pull.take() {
-                    live.phase = SourcePhase::Releasing;
+                if let Some((bases, heard)) = live.pull.take()
+                    && heard.elapsed() < PULL_AGE_MAX
+                {
                     return Some(Ok(Order::Pull(bases)));
                 }
                 (self.shared.plan().dirty_count() > 0).then_some(Ok(Order::Copy))
@@ -326,7 +330,9 @@ impl Conductor {
         let rings = self.params.disk.rings();
         let mine: Vec<u16> = rings.iter().map(|ring| ring.next_avail).collect();
         handover::prove(&mine, bases)
-            .map_err(|why| Halt::Stay(SourceError::Refused(why.to_string())))
+            .map_err(|why| Halt::Stay(SourceError::Refused(why.to_string())))?;
+        self.shared.enter(SourcePhase::Releasing);
+        Ok(())
     }
 
     /// With the disk out of service. An error means that it was not given up.

@@ -41,8 +41,8 @@ pub(super) struct Live {
     /// Until when the release that was asked for must be through.
     pub release: Option<Instant>,
     pub release_result: Option<Result<HandoverReport, SourceError>>,
-    /// Where the rings at the destination begin, which asks for the disk.
-    pub pull: Option<Vec<u16>>,
+    /// Where the rings at the destination begin, which asks for the disk, and when it asked.
+    pub pull: Option<(Vec<u16>, Instant)>,
     /// The VMM started the rings of the quiesced disk.
     pub restarted: bool,
     pub writer_done: bool,

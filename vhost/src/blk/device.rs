@@ -49,7 +49,22 @@ pub struct BlkDevice {
     pub(super) tracking: Tracking,
     state: Mutex<State>,
     /// Where an imported device's rings have to begin, until it is activated.
-    pub(super) expected_bases: Arc<Mutex<Option<Vec<u16>>>>,
+    pub(super) expected: Arc<Mutex<Option<ExpectedBases>>>,
+}
+
+/// Where the rings of the machine begin that is to go on with the disk.
+pub(super) struct ExpectedBases {
+    pub bases: Vec<u16>,
+    /// Nobody drove the device any more when it was given up: the machine that did last may go on,
+    /// or another may boot.
+    pub or_boots: bool,
+}
+
+impl ExpectedBases {
+    fn fits(&self, at: usize, base: u16) -> bool {
+        let expected = self.bases.get(at);
+        expected.is_none_or(|&expected| base == expected || self.or_boots && base == 0)
+    }
 }
 
 /// One ring as the front-end describes it.
@@ -101,9 +116,11 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Nobody is expected to go on where the last machine stopped.
+    /// The last machine need not come back: another may boot as well.
     pub fn forget_departed(&mut self) {
-        self.departed = None;
+        if let Some(departed) = &mut self.departed {
+            departed.features = 0;
+        }
     }
 
     /// Features and rings of the machine that drives the device, or of the one that did last.
@@ -139,7 +156,7 @@ impl BlkDevice {
             num_queues: options.num_queues,
             tracking: options.tracking.clone(),
             state: Mutex::new(state),
-            expected_bases: Arc::default(),
+            expected: Arc::default(),
         })
     }
 
@@ -515,11 +532,10 @@ impl BlkDevice {
     }
 
     fn start(&self, state: &mut State, at: usize) -> Result<(), Refusal> {
-        if let Some(expected) = self.expected_base(at)
-            && expected != state.rings[at].base
-        {
+        let base = state.rings[at].base;
+        if !self.is_expected(at, base) {
             tracing::error!(
-                device = %self.name, queue = at, base = state.rings[at].base, expected,
+                device = %self.name, queue = at, base,
                 "the ring does not begin where the disk's state says it stopped: this is not the \
                  machine that the disk came with, and it is not served"
             );
@@ -596,19 +612,13 @@ impl BlkDevice {
         Ok(())
     }
 
-    fn expected_base(&self, at: usize) -> Option<u16> {
-        let bases = self
-            .expected_bases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        bases.as_ref().and_then(|bases| bases.get(at).copied())
+    fn is_expected(&self, at: usize, base: u16) -> bool {
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.as_ref().is_none_or(|it| it.fits(at, base))
     }
 
-    pub(super) fn expect_bases(&self, bases: Option<Vec<u16>>) {
-        *self
-            .expected_bases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = bases;
+    pub(super) fn expect(&self, expected: Option<ExpectedBases>) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = expected;
     }
 
     /// A ring's size for the device's state.

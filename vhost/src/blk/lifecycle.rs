@@ -13,7 +13,7 @@ use ferry_migration::schema::blk_v1::BlkV1;
 use ferry_migration::schema::queue_v1::QueueV1;
 
 use super::config::feature;
-use super::device::{BlkDevice, Ring, State};
+use super::device::{BlkDevice, ExpectedBases, Ring, State};
 
 impl BlkDevice {
     /// The device without its queues, as it is announced to a destination.
@@ -73,7 +73,8 @@ impl BlkDevice {
             ));
         }
         for (ring, queue) in state.rings.iter().zip(&incoming.queues) {
-            if ring.running && ring.base != queue.next_avail {
+            let boots = blk.acked_features == 0 && ring.base == 0;
+            if ring.running && ring.base != queue.next_avail && !boots {
                 return refuse(format!(
                     "queue {} runs here from {}, and the disk's guest stopped at {}: another machine \
                      is attached",
@@ -142,6 +143,8 @@ impl DiskLifecycle for BlkDevice {
             // started before and is drained.
             let mut state = self.state();
             state.on_restart = Some(on_restart);
+            // What an earlier attempt imported is void.
+            self.expect(None);
             self.disk.close()?;
         }
         // Not under it: what is in flight may wait for a message of the front-end.
@@ -151,7 +154,7 @@ impl DiskLifecycle for BlkDevice {
     fn resume(&self) {
         let mut state = self.state();
         state.on_restart = None;
-        self.expect_bases(None);
+        self.expect(None);
         if let Err(error) = self.disk.open() {
             tracing::error!(device = %self.name, %error, "the disk could not be taken into service");
         }
@@ -159,7 +162,7 @@ impl DiskLifecycle for BlkDevice {
 
     fn await_activation(&self, hook: ActivationHook) -> Result<(), LifecycleError> {
         self.state().on_restart = None; // an earlier move's, whose end this is
-        let expected = self.expected_bases.clone();
+        let expected = self.expected.clone();
         self.disk.open_on_first(Box::new(move || {
             let served = hook();
             if served {
@@ -195,13 +198,11 @@ impl DiskLifecycle for BlkDevice {
         self.check_import(&incoming, &state)?;
         state.serial = incoming.blk.serial;
         state.writeback = incoming.blk.writeback;
-        self.expect_bases(Some(
-            incoming
-                .queues
-                .iter()
-                .map(|queue| queue.next_avail)
-                .collect(),
-        ));
+        let bases = incoming.queues.iter().map(|queue| queue.next_avail);
+        self.expect(Some(ExpectedBases {
+            bases: bases.collect(),
+            or_boots: incoming.blk.acked_features == 0,
+        }));
         Ok(())
     }
 }
