@@ -1,12 +1,13 @@
 //! The command line.
 
+mod lease;
 mod worker;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ferry_migration::ids::DiskId;
+use ferry_migration::ids::{DaemonId, DiskId};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -61,6 +62,9 @@ enum Command {
     /// Move disks and machines to another host.
     #[command(subcommand)]
     Migrate(MigrateCommand),
+    /// Who has the disks that hosts share.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
     /// Two daemons, a verified load, a move there and back, and a verdict. Needs no root.
     Demo(demo::DemoArguments),
 }
@@ -111,8 +115,11 @@ enum DiskCommand {
         #[command(flatten)]
         usage: Usage,
         /// The disk is elsewhere and will be moved here, to this path.
-        #[arg(long, requires = "size")]
+        #[arg(long)]
         incoming: bool,
+        /// Other hosts serve disks from its datastore too, and see the same image.
+        #[arg(long)]
+        shared: bool,
         /// Size of a disk that will be moved here.
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
@@ -188,6 +195,15 @@ enum MigrateCommand {
         #[arg(long, value_name = "URI")]
         incoming_uri: Option<String>,
     },
+    /// Serve a disk here again that was given up, when the host that it was given to cannot be asked
+    /// and is off for good. If it is not, two hosts serve the disk, and destroy it.
+    Resolve {
+        /// Its name.
+        id: DiskId,
+        /// The daemon that you have made sure is off, by the id that ferry migrate status prints.
+        #[arg(long, value_name = "DAEMON")]
+        fenced: DaemonId,
+    },
     /// What is being moved, and how far it is.
     Status,
     /// Stop moving a disk; it is served here as before.
@@ -224,6 +240,7 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Disk(command) => disk(command, &mut client()?),
         Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),
         Command::Migrate(command) => migrate(command, &mut client()?),
+        Command::Lease(command) => lease::run(command, &mut client()?),
     }
 }
 
@@ -236,6 +253,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
             num_queues,
             usage,
             incoming,
+            shared,
             size,
             inflight,
             new_identity,
@@ -251,6 +269,7 @@ fn disk(command: DiskCommand, client: &mut Client) -> Done {
                 cache: usage.cache,
                 pin_guest_memory: usage.pin_guest_memory,
                 incoming,
+                shared,
                 size,
                 inflight,
                 new_identity,
@@ -310,6 +329,10 @@ fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
                     output::bytes(line["bytes_sent"].as_u64().unwrap_or(0))
                 )
             });
+        }
+        MigrateCommand::Resolve { id, fenced } => {
+            let line = client.call("migrate.resolve", json!({ "id": id, "fenced": fenced }))?;
+            show(&line, |_| format!("disk {id} is served here"));
         }
         MigrateCommand::Release { id } => {
             let report = client.call("migrate.release", json!({ "id": id }))?;

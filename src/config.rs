@@ -32,6 +32,9 @@ pub struct Config {
     /// Moving disks between hosts.
     #[serde(default)]
     pub migration: MigrationConfig,
+    /// Datastores that other hosts serve disks from too.
+    #[serde(default, rename = "datastore")]
+    pub datastores: Vec<DatastoreConfig>,
     /// Disks served from the start.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -66,6 +69,99 @@ impl Default for MigrationConfig {
     }
 }
 
+/// `[[datastore]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatastoreConfig {
+    /// Its directory. All hosts see the same files there.
+    pub path: PathBuf,
+    /// What makes sure that a host whose lease is over writes no more.
+    #[serde(default)]
+    pub fence: Fence,
+    /// How long this host goes on serving without renewing its lease, in milliseconds.
+    #[serde(default = "default_lease_ms")]
+    pub lease_ms: u64,
+    /// The longest that a write may be on its way to the storage, in milliseconds: nobody takes
+    /// over before that is over as well.
+    #[serde(default = "default_io_ms")]
+    pub io_ms: u64,
+}
+
+impl DatastoreConfig {
+    /// One that the configuration does not name: no disk is taken over by itself.
+    pub fn plain(path: &Path) -> DatastoreConfig {
+        DatastoreConfig {
+            path: path.to_owned(),
+            fence: Fence::None,
+            lease_ms: default_lease_ms(),
+            io_ms: default_io_ms(),
+        }
+    }
+
+    fn check(&mut self) -> Done {
+        let wrong = |path: &Path, what: String| {
+            Err(Failure::Usage(format!(
+                "datastore {}: {what}",
+                path.display()
+            )))
+        };
+        if !(200..=3_600_000).contains(&self.lease_ms) || self.io_ms > 3_600_000 {
+            let what = "lease_ms must be 200 to 3600000, and io_ms at most 3600000";
+            return wrong(&self.path, what.into());
+        }
+        match std::fs::canonicalize(&self.path) {
+            Ok(path) => self.path = path,
+            Err(error) => return wrong(&self.path, error.to_string()),
+        }
+        if let Fence::Command(command) = &self.fence {
+            use std::os::unix::fs::PermissionsExt;
+            let runs = std::fs::metadata(command)
+                .is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
+            if !runs {
+                let what = format!("its fence {} is no program", command.display());
+                return wrong(&self.path, what);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What makes sure that a host whose lease is over writes no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Fence {
+    /// Nothing: a person does, and says so.
+    #[default]
+    None,
+    /// The lock of an image, which holds between hosts and outlasts the requests of a dead process.
+    LockCoherent,
+    /// A program that turns the host off.
+    Command(PathBuf),
+}
+
+impl TryFrom<String> for Fence {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Fence, String> {
+        match (text.as_str(), text.strip_prefix("command:")) {
+            ("none", _) => Ok(Fence::None),
+            ("lock-coherent", _) => Ok(Fence::LockCoherent),
+            (_, Some(path)) if path.starts_with('/') => Ok(Fence::Command(path.into())),
+            _ => Err("a fence is none, lock-coherent, or command:/PATH".into()),
+        }
+    }
+}
+
+impl From<Fence> for String {
+    fn from(fence: Fence) -> String {
+        match fence {
+            Fence::None => "none".into(),
+            Fence::LockCoherent => "lock-coherent".into(),
+            Fence::Command(path) => format!("command:{}", path.display()),
+        }
+    }
+}
+
 /// `[[disk]]`, and what `ferry disk add` sends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +187,9 @@ pub struct DiskConfig {
     /// The disk is elsewhere, and will arrive.
     #[serde(default)]
     pub incoming: bool,
+    /// Other hosts serve disks from its datastore too, and see the same image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// Size in bytes of a disk that will arrive.
     pub size: Option<u64>,
     /// How its requests in flight outlive a daemon that dies.
@@ -139,6 +238,14 @@ pub fn default_listen() -> String {
     "127.0.0.1:7077".into()
 }
 
+fn default_lease_ms() -> u64 {
+    10_000
+}
+
+fn default_io_ms() -> u64 {
+    30_000
+}
+
 fn default_patience_ms() -> u64 {
     1000
 }
@@ -174,13 +281,16 @@ impl Config {
     pub fn load(path: &Path) -> Done<Config> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
-        let config: Config = toml::from_str(&text)
+        let mut config: Config = toml::from_str(&text)
             .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
         if config.workers == 0 || config.workers > 256 {
             return Err(Failure::Usage(format!(
                 "{}: workers must be 1 to 256",
                 path.display()
             )));
+        }
+        for datastore in &mut config.datastores {
+            datastore.check()?;
         }
         for disk in &config.disks {
             disk.check()?;
@@ -210,7 +320,13 @@ impl DiskConfig {
         if self.num_queues == 0 || self.num_queues > 128 {
             return wrong("num_queues must be 1 to 128");
         }
-        if self.incoming && self.size.is_none() {
+        if self.shared && self.size.is_some() {
+            return wrong("a shared disk has the size of its image: leave --size out");
+        }
+        if self.shared && (self.read_only || !matches!(self.path.kind, DiskKind::Path(_))) {
+            return wrong("only raw images that are written to are shared between hosts");
+        }
+        if self.incoming && !self.shared && self.size.is_none() {
             return wrong(
                 "a disk that will arrive needs its size (--size), which its VM sees before it comes",
             );

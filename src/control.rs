@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use ferry_migration::ids::DiskId;
+use ferry_migration::ids::{DaemonId, DiskId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -27,6 +27,17 @@ const FAILED: i64 = -32000;
 #[derive(Deserialize)]
 struct OneDisk {
     id: DiskId,
+}
+
+#[derive(Deserialize)]
+struct MaybeDisk {
+    id: Option<DiskId>,
+}
+
+#[derive(Deserialize)]
+struct FencedDisk {
+    id: DiskId,
+    fenced: DaemonId,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +159,16 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: OneDisk = take(parameters)?;
             migrations.cancel(&disk.id)?;
             Ok(json!({ "cancelled": disk.id }))
+        }
+        "migrate.resolve" => {
+            let request: FencedDisk = take(parameters)?;
+            migrations.resolve(&request.id, request.fenced)?;
+            Ok(daemon.disk(&request.id)?.line())
+        }
+        "lease.show" => daemon.leases(take::<MaybeDisk>(parameters)?.id.as_ref()),
+        "lease.break" => {
+            let request: FencedDisk = take(parameters)?;
+            daemon.break_lease(&request.id, request.fenced)
         }
         "migrate.status" => Ok(migrations.status()),
         _ => Err(Failure::Usage(format!("there is no method {method:?}"))),

@@ -4,11 +4,14 @@
 //! the record says that this host serves it.
 
 mod add;
+mod datastore;
 pub mod disks;
+mod fence;
 mod host;
 mod kept;
 pub mod place;
 mod resize;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +29,7 @@ use crate::error::{Done, Failure};
 use crate::migrate::Migrations;
 use crate::workers;
 use add::{Origin, Taken};
+use datastore::Datastores;
 use disks::Served;
 
 /// A running daemon.
@@ -33,6 +37,7 @@ pub struct Daemon {
     pub config: Config,
     pub id: DaemonId,
     pub migrations: Migrations,
+    datastores: Datastores,
     disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
     /// Names, places and sockets of the disks that are here or are being added.
     taken: Mutex<BTreeMap<DiskId, Taken>>,
@@ -59,6 +64,7 @@ impl Daemon {
             config,
             id,
             migrations: Migrations::default(),
+            datastores: Datastores::default(),
             disks: Mutex::default(),
             taken: Mutex::default(),
             retired: Mutex::default(),
@@ -155,6 +161,7 @@ impl Daemon {
         self.migrations.stop();
         let disks = std::mem::take(&mut *self.disks());
         drop(disks);
+        self.datastores.stop();
     }
 
     /// Where a disk without a socket of its own listens.

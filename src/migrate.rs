@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferry_migration::ids::{DiskId, MigrationId};
+use ferry_migration::ids::{DaemonId, DiskId, MigrationId};
 use ferry_migration::source::{self, SourceError, SourceHandle, SourceParams, SourcePhase};
 use serde_json::{Value, json};
 
@@ -138,6 +138,7 @@ impl Migrations {
             peer: peer.to_owned(),
             shape: served.device.shape(),
             patience: Duration::from_millis(daemon.config.migration.patience_ms),
+            shared: served.on_shared(),
         })?;
         self.adopt(id.clone(), handle, served);
         if let Some(out) = self.disks().get_mut(id) {
@@ -154,6 +155,11 @@ impl Migrations {
             .filter(|machine| machine.moves(id))
             .for_each(|m| m.cancel());
         Ok(self.handle(id)?.cancel()?)
+    }
+
+    /// A person's word that the peer is off: a disk in doubt is served here again.
+    pub fn resolve(&self, id: &DiskId, fenced: DaemonId) -> Done {
+        Ok(self.handle(id)?.resolve(fenced, RELEASE_PATIENCE)?)
     }
 
     /// Hands a disk over.
@@ -242,8 +248,11 @@ fn line(id: &DiskId, out: &Outgoing) -> Value {
 
 /// Whether a migration is over, one way or the other.
 pub fn ended(phase: SourcePhase) -> bool {
-    use SourcePhase::{Cancelled, Detached, Failed, Moved, Returned};
-    matches!(phase, Moved | Returned | Cancelled | Failed | Detached)
+    use SourcePhase::{Cancelled, Detached, Failed, Moved, Returned, Taken};
+    matches!(
+        phase,
+        Moved | Returned | Taken | Cancelled | Failed | Detached
+    )
 }
 
 /// Waits until both sides have every byte.

@@ -7,7 +7,7 @@ use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::rebalance::Rebalancer;
 use ferry_dataplane::worker::Worker;
 use ferry_migration::ids::DaemonId;
-use ferry_migration::lease::{Record, RecordStore, identity};
+use ferry_migration::lease::{Record, RecordStore, chain, identity};
 use ferry_migration::phase::Phase;
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
 use ferry_vhost::session;
@@ -78,6 +78,13 @@ fn refuse_moved(place: Option<&Place>, new_identity: bool) -> Done {
     let Some(place) = place else {
         return Ok(());
     };
+    if let Some(disk) = chain::shared_disk(&place.path)? {
+        return Err(Failure::Failed(format!(
+            "{} is disk {disk}, which hosts share: one without a lease must not serve it; use a \
+             daemon, and ferry disk add --shared",
+            place.path.display()
+        )));
+    }
     let store = place.record(&default_state_dir());
     let known = store.load()?;
     let becomes_another = new_identity && known.is_none();

@@ -13,6 +13,8 @@
 mod heal;
 #[path = "explorer/moves.rs"]
 mod moves;
+#[path = "explorer/shared.rs"]
+mod shared;
 #[path = "explorer/world.rs"]
 mod world;
 
@@ -29,7 +31,7 @@ impl Model for Limits {
     type Action = Move;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new()]
+        vec![World::new(self.shared.is_some())]
     }
 
     fn actions(&self, world: &World, into: &mut Vec<Move>) {
@@ -53,13 +55,13 @@ impl Model for Limits {
             }),
             Property::always("at most one record says so", |_, world: &World| {
                 let serving = |host: &&world::Host| host.is_serving_by_record();
-                world.hosts.iter().filter(serving).count() <= 1
+                // Whose disk was taken over does not know until it looks at the claims.
+                !world.claims.is_empty() || world.hosts.iter().filter(serving).count() <= 1
             }),
             Property::always(
                 "who serves has every acknowledged write",
                 |_, world: &World| {
-                    let has_all = |host: &world::Host| host.image.written == world.newest;
-                    world.hosts.iter().all(|host| !host.serves || has_all(host))
+                    (0..2).all(|here| !world.hosts[here].serves || world.is_whole(here))
                 },
             ),
             Property::always("another VM does not get the disk", |_, world: &World| {
@@ -80,6 +82,10 @@ impl Model for Limits {
             }),
             Property::sometimes("a disk is in doubt", |_, world: &World| {
                 world.hosts.iter().all(|host| !host.serves && host.up)
+            }),
+            Property::sometimes("and is taken over", |_, world: &World| {
+                let taken = |phase| matches!(phase, ferry_migration::phase::Phase::Taken { .. });
+                world.hosts.iter().any(|host| taken(host.phase()))
             }),
             Property::sometimes("a VM pulls its disk", |_, world: &World| world.pulled),
         ]
@@ -157,6 +163,7 @@ fn bounds(migrations: u8, boots: u8, faults: u8, letters: usize) -> Limits {
         boots,
         faults,
         letters,
+        shared: None,
     }
 }
 
@@ -175,4 +182,14 @@ fn one_move_with_another_vm_about_keeps_every_promise() {
 #[test]
 fn there_and_back_with_a_fault_keeps_every_promise() {
     explore(bounds(2, 0, 1, 2), &["and comes back by another move"]);
+}
+
+#[test]
+fn a_shared_disk_that_is_moved_keeps_every_promise() {
+    let long = std::env::var_os("FERRY_LONG").is_some();
+    let limits = Limits {
+        shared: Some(1),
+        ..bounds(1, 0, if long { 2 } else { 1 }, 2)
+    };
+    explore(limits, &["and is taken over"]);
 }

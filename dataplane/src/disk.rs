@@ -53,6 +53,15 @@ struct Control {
     mirrored: bool,
 }
 
+/// What the lanes' gates should be.
+struct Gates {
+    /// How often that was changed: tells a late activation from the current one.
+    changes: u64,
+    open: bool,
+    /// Nothing is served, whatever is opened meanwhile.
+    suspended: bool,
+}
+
 /// One disk, served by some workers.
 pub struct Disk {
     number: u64,
@@ -66,9 +75,8 @@ pub struct Disk {
     backend: RwLock<Backend>,
     control: Mutex<Control>,
     acked: Arc<AtomicU64>,
-    /// How often the gate was changed: tells a late activation from the current one. Held while
-    /// the lanes' gates are changed, so that they change together.
-    gate_changes: Mutex<u64>,
+    /// Held while the lanes' gates are changed, so that they change together.
+    gates: Mutex<Gates>,
     counters: Vec<Arc<Counters>>,
     /// Of each queue.
     loads: Vec<Arc<QueueLoad>>,
@@ -115,7 +123,11 @@ impl Disk {
                 mirrored: false,
             }),
             acked: Arc::new(AtomicU64::new(0)),
-            gate_changes: Mutex::new(0),
+            gates: Mutex::new(Gates {
+                changes: 0,
+                open: service == Service::Open,
+                suspended: false,
+            }),
             counters,
             loads: (0..queues).map(|_| Arc::default()).collect(),
         })
@@ -247,7 +259,7 @@ impl Disk {
 
     /// Stops popping; what was popped may be in flight still.
     pub fn close(&self) -> Result<(), LifecycleError> {
-        self.change_gates(&mut self.gate_changes(), || Gate::Held)
+        self.change_gates(&mut self.gates(), || Gate::Held)
     }
 
     /// Waits until nothing is in flight.
@@ -260,16 +272,32 @@ impl Disk {
 
     /// Serves.
     pub fn open(&self) -> Result<(), LifecycleError> {
-        self.change_gates(&mut self.gate_changes(), || Gate::Open)
+        self.change_gates(&mut self.gates(), || Gate::Open)
+    }
+
+    /// Stops popping while `suspended`, whoever opens the disk meanwhile; an open disk is served
+    /// again after it. What was popped may be in flight still.
+    pub fn suspend(&self, suspended: bool) -> Result<(), LifecycleError> {
+        let mut gates = self.gates();
+        gates.suspended = suspended;
+        if !gates.open {
+            return Ok(()); // held, or waiting for a first request
+        }
+        self.send_gates(|| if suspended { Gate::Held } else { Gate::Open })
+    }
+
+    /// Whether it is, or would be but for its suspension, open to requests.
+    pub fn is_open(&self) -> bool {
+        self.gates().open
     }
 
     /// Holds until a request waits; then `hook` decides, on a thread of its own.
     pub fn open_on_first(self: &Arc<Self>, hook: ActivationHook) -> Result<(), LifecycleError> {
         let (first, reported) = bounded(1);
         let armed = {
-            let mut changes = self.gate_changes();
-            self.change_gates(&mut changes, || Gate::Armed(first.clone()))?;
-            *changes
+            let mut gates = self.gates();
+            self.change_gates(&mut gates, || Gate::Armed(first.clone()))?;
+            gates.changes
         };
         drop(first);
         let disk = Arc::downgrade(self);
@@ -281,29 +309,35 @@ impl Disk {
                     return;
                 }
                 let Some(disk) = disk.upgrade() else { return };
-                if *disk.gate_changes() != armed || !hook() {
+                if disk.gates().changes != armed || !hook() {
                     return;
                 }
-                let mut changes = disk.gate_changes();
-                if *changes == armed && disk.change_gates(&mut changes, || Gate::Open).is_err() {
+                let mut gates = disk.gates();
+                if gates.changes == armed && disk.change_gates(&mut gates, || Gate::Open).is_err() {
                     tracing::error!("a disk was activated, but its worker is gone");
                 }
             })?;
         Ok(())
     }
 
-    fn gate_changes(&self) -> MutexGuard<'_, u64> {
-        self.gate_changes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn gates(&self) -> MutexGuard<'_, Gates> {
+        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change_gates(
         &self,
-        changes: &mut u64,
+        gates: &mut Gates,
         gate: impl Fn() -> Gate,
     ) -> Result<(), LifecycleError> {
-        *changes += 1;
+        gates.changes += 1;
+        gates.open = matches!(gate(), Gate::Open);
+        if gates.open && gates.suspended {
+            return self.send_gates(|| Gate::Held);
+        }
+        self.send_gates(gate)
+    }
+
+    fn send_gates(&self, gate: impl Fn() -> Gate) -> Result<(), LifecycleError> {
         for (worker, &lane) in self.workers.iter().zip(&self.lanes) {
             let gate = gate();
             ask(worker, |reply| Command::SetGate { lane, gate, reply })?;

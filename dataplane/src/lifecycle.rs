@@ -129,6 +129,9 @@ pub trait DiskLifecycle: Send + Sync {
     /// The disk's shape.
     fn geometry(&self) -> Geometry;
 
+    /// Makes every completed write durable.
+    fn flush(&self) -> io::Result<()>;
+
     /// Attaches the tap. When this returns, the disk's queues go through one worker, nothing is
     /// mirrored yet (`mirrored_below` is 0), and no range is locked.
     fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError>;

@@ -31,10 +31,11 @@ use crate::codec::{
     self, Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned,
     read_frame, refused, write_message,
 };
-use crate::handover::{self, Step, Word};
+use crate::handover::{self, Datastore, Step, Word};
 use crate::ids::{Claim, DiskId};
 use crate::lease::Ownership;
 use crate::lease::ownership::{Applied, OwnershipError};
+use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::negotiate::Hello;
 use crate::qmp;
 use crate::transport::{self, Paced};
@@ -49,12 +50,21 @@ const FIRST_FRAME_PATIENCE: Duration = Duration::from_secs(10);
 /// What the host made ready for a disk that arrives.
 #[derive(Clone)]
 pub struct PreparedTarget {
-    /// A fresh image that reads as zeroes, locked by this process.
-    pub image: Arc<Image>,
+    /// Where the bytes go.
+    pub bytes: TargetBytes,
     /// The record beside it. The same object that [`DestinationHost::ownership`] gives from now on.
     pub ownership: Arc<Ownership>,
     /// The device whose rings are held.
     pub disk: Arc<dyn DiskLifecycle>,
+}
+
+/// Where the bytes of a disk that arrives are, or go.
+#[derive(Clone)]
+pub enum TargetBytes {
+    /// To a fresh image that reads as zeroes, locked by this process.
+    Copy(Arc<Image>),
+    /// They are there: the image is the source's.
+    Shared(Arc<dyn SharedDisk>),
 }
 
 /// The daemon, as the receiving end sees it. Called from several threads; every call may block but
@@ -65,13 +75,13 @@ pub trait DestinationHost: Send + Sync {
     /// that two offers cannot share one. A refusal's text goes to the source.
     fn prepare(&self, hello: &Hello) -> Result<PreparedTarget, String>;
 
-    /// The copy is complete and durable: the device takes the image as its backend and imports
-    /// `device_state` ([`DiskLifecycle::import`]). It must not serve. On an error nothing may have
+    /// The copy is complete and durable: the device takes the image as its backend (a shared one it
+    /// has by now) and imports `device_state` ([`DiskLifecycle::import`]). It must not serve. On an error nothing may have
     /// changed, and the copy is discarded.
     fn install(&self, claim: &Claim, device_state: &[u8]) -> Result<(), String>;
 
-    /// The copy is void, and the record says so durably: remove the image (not the record, which is
-    /// the proof) and let go of the device. Only the target of this very migration is meant: a newer
+    /// The copy is void, and the record says so durably: remove the image (not a shared one, and not
+    /// the record, which is the proof) and let go of the device. Only the target of this very migration is meant: a newer
     /// one of the same disk stays. The device's activation hook, if armed, answers no from now on.
     fn discard(&self, claim: &Claim, why: &str);
 
@@ -209,7 +219,30 @@ fn arm(
 ) -> Result<(), LifecycleError> {
     let (ours, host, claim) = (target.clone(), host.clone(), claim.clone());
     target.disk.await_activation(Box::new(move || {
-        for step in handover::on_first_request(claim.migration, claim.epoch) {
+        let (migration, epoch) = (claim.migration, claim.epoch);
+        let (datastore, shared) = match &ours.bytes {
+            TargetBytes::Copy(_) => (Datastore::Own, None),
+            TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
+        };
+        for step in handover::on_first_request(migration, epoch, datastore) {
+            if let (Step::Take, Some(image)) = (step, shared) {
+                if let Err(why) = image.take() {
+                    tracing::error!(%claim, why, "the disk's rings stay unserved");
+                    arm_later(ours, host, claim, voice);
+                    return false;
+                }
+                continue;
+            }
+            if let (Step::Claim { epoch, .. }, Some(image)) = (step, shared) {
+                if let Err(error) = image.claim(epoch, None) {
+                    tracing::error!(%claim, %error, "the disk's rings stay unserved");
+                    if matches!(error, ClaimError::Failed { .. }) {
+                        arm_later(ours, host, claim, voice);
+                    }
+                    return false;
+                }
+                continue;
+            }
             let Step::Record(event) = step else { break };
             if let Err(error) = ours.ownership.apply(event) {
                 tracing::error!(%claim, %error, "the disk's rings stay unserved");

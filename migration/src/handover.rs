@@ -13,6 +13,18 @@ use crate::phase::{Event, Phase, State};
 pub enum Step {
     /// Make durable what arrived of the copy.
     Flush,
+    /// Shared datastore: open the image, with its lock.
+    Take,
+    /// Shared datastore: close the image, and free its lock.
+    LetGo,
+    /// Shared datastore: claim the epoch for this host, exclusively and for good. The rest of the
+    /// list is not carried out when another host has it.
+    Claim {
+        /// The epoch.
+        epoch: u64,
+        /// That the other side of the move has it will do as well.
+        or_peer: bool,
+    },
     /// Apply the event to the record, durably.
     Record(Event),
     /// Say it to the other side.
@@ -36,22 +48,38 @@ pub enum Word {
     Returned,
 }
 
-/// The source gives the disk up. It is out of service by now, and the destination has flushed all
-/// of it.
-pub fn release(migration: MigrationId) -> [Step; 2] {
-    [
-        Step::Record(Event::Release { migration }),
-        Step::Say(Word::Grant),
-    ]
+/// What the two hosts of a move have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Datastore {
+    /// Each has its own: the disk is copied.
+    Own,
+    /// Both see the same image: nothing is copied, and the chain of claims has the last word.
+    Shared,
+}
+
+/// The source gives the disk up. It is out of service by now, and all of it is durable where the
+/// destination will find it.
+pub fn release(migration: MigrationId, datastore: Datastore) -> Vec<Step> {
+    let release = Step::Record(Event::Release { migration });
+    match datastore {
+        Datastore::Own => vec![release, Step::Say(Word::Grant)],
+        Datastore::Shared => vec![release, Step::LetGo, Step::Say(Word::Grant)],
+    }
 }
 
 /// The destination is granted the disk.
-pub fn on_grant(migration: MigrationId, epoch: u64) -> [Step; 3] {
-    [
-        Step::Flush,
-        Step::Record(Event::Grant { migration, epoch }),
-        Step::Answer,
-    ]
+pub fn on_grant(migration: MigrationId, epoch: u64, datastore: Datastore) -> Vec<Step> {
+    let grant = Step::Record(Event::Grant { migration, epoch });
+    let or_peer = false;
+    match datastore {
+        Datastore::Own => vec![Step::Flush, grant, Step::Answer],
+        Datastore::Shared => vec![
+            Step::Take,
+            Step::Claim { epoch, or_peer },
+            grant,
+            Step::Answer,
+        ],
+    }
 }
 
 /// The destination is asked for the disk: to have it back even if it was granted, or only if not.
@@ -65,30 +93,84 @@ pub fn on_hand_back(migration: MigrationId, epoch: u64, though_granted: bool) ->
 }
 
 /// The first descriptor of a granted disk is about to be popped.
-pub fn on_first_request(migration: MigrationId, epoch: u64) -> [Step; 2] {
-    [
-        Step::Record(Event::Activate { migration, epoch }),
+pub fn on_first_request(migration: MigrationId, epoch: u64, datastore: Datastore) -> Vec<Step> {
+    let activate = Step::Record(Event::Activate { migration, epoch });
+    let or_peer = false;
+    match datastore {
+        Datastore::Own => vec![activate, Step::Serve],
+        // It may have been taken over since the grant.
+        Datastore::Shared => vec![
+            Step::Take,
+            Step::Claim { epoch, or_peer },
+            activate,
+            Step::Serve,
+        ],
+    }
+}
+
+/// The source has the disk back that it gave up at `epoch`.
+fn have_back(migration: MigrationId, epoch: u64, datastore: Datastore, or_peer: bool) -> Vec<Step> {
+    let returned = Step::Record(Event::ReturnedHere { migration, epoch });
+    match datastore {
+        Datastore::Own => vec![returned, Step::Serve],
+        // One epoch after the other, so that a claim is never made past another's.
+        Datastore::Shared => vec![
+            Step::Take,
+            Step::Claim { epoch, or_peer },
+            Step::Claim {
+                epoch: epoch.saturating_add(1),
+                or_peer: false,
+            },
+            returned,
+            Step::Serve,
+        ],
+    }
+}
+
+/// Shared datastore: the source wants back what it released, and the destination does not answer.
+/// Who has the epoch that was granted cannot be granted it any more, nor can anyone else.
+pub fn reclaim(migration: MigrationId, epoch: u64) -> Vec<Step> {
+    have_back(migration, epoch, Datastore::Shared, false)
+}
+
+/// Shared datastore: the owner's lease has run out, and it is fenced.
+pub fn take_over(epoch: u64) -> Vec<Step> {
+    vec![
+        Step::Take,
+        Step::Claim {
+            epoch,
+            or_peer: false,
+        },
+        Step::Record(Event::TakeOver { epoch }),
         Step::Serve,
     ]
 }
 
 /// The source hears of a disk that it gave up.
-pub fn on_word(word: Word, migration: MigrationId, epoch: u64) -> Vec<Step> {
+pub fn on_word(word: Word, migration: MigrationId, epoch: u64, datastore: Datastore) -> Vec<Step> {
     match word {
         Word::Granted => vec![Step::Record(Event::Acknowledged { migration, epoch })],
         Word::Activated => vec![Step::Record(Event::ActivatedThere { migration, epoch })],
-        Word::Returned => vec![
-            Step::Record(Event::ReturnedHere { migration, epoch }),
-            Step::Serve,
-        ],
+        Word::Returned => have_back(migration, epoch, datastore, true),
         Word::Grant => vec![],
     }
 }
 
 /// What a destination's record makes of an attempt; nothing where no answer would be true for good.
 pub fn answer(state: &State, migration: MigrationId, epoch: u64) -> Option<Word> {
-    if state.refuses(migration, epoch) {
-        return Some(Word::Returned);
+    match state.phase {
+        // It was taken over since, by this host or another: more than returned.
+        Phase::Serving {
+            epoch: e,
+            through: None,
+        }
+        | Phase::Taken { epoch: e }
+            if e >= epoch =>
+        {
+            return Some(Word::Activated);
+        }
+        _ if state.refuses(migration, epoch) => return Some(Word::Returned),
+        _ => {}
     }
     match state.phase {
         Phase::Granted {
@@ -103,6 +185,7 @@ pub fn answer(state: &State, migration: MigrationId, epoch: u64) -> Option<Word>
         | Phase::Released { epoch: e, .. }
         | Phase::Handed { epoch: e, .. }
         | Phase::Moved { epoch: e, .. }
+        | Phase::Taken { epoch: e }
             if e > epoch =>
         {
             Some(Word::Activated)
@@ -115,7 +198,7 @@ pub fn answer(state: &State, migration: MigrationId, epoch: u64) -> Option<Word>
 pub fn takes_offers(phase: &Phase) -> bool {
     matches!(
         phase,
-        Phase::Vacant | Phase::Moved { .. } | Phase::Returned { .. }
+        Phase::Vacant | Phase::Moved { .. } | Phase::Returned { .. } | Phase::Taken { .. }
     )
 }
 

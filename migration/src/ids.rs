@@ -43,6 +43,14 @@ impl DaemonId {
     }
 }
 
+impl FromStr for DaemonId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<DaemonId, uuid::Error> {
+        Uuid::parse_str(text).map(DaemonId)
+    }
+}
+
 impl fmt::Display for DaemonId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -5,9 +5,12 @@
 //! returned a power cut cannot take the new one back. If `store` fails, either may be there; every
 //! user of [`RecordStore`] must be safe with both.
 
+pub mod beat;
+pub mod chain;
 pub mod identity;
 pub mod ownership;
 mod restart;
+pub mod shared;
 mod v1;
 
 use std::fs::{self, File, OpenOptions};

@@ -13,6 +13,8 @@ use crate::schema::check_blk;
 pub enum ImageKind {
     /// Byte for byte.
     Raw,
+    /// Nothing is sent: the destination sees the same image.
+    Shared,
 }
 
 /// The source's offer.

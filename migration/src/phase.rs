@@ -26,6 +26,10 @@
 //! `Released` without an acknowledgement is the state in doubt: this side does not serve, and
 //! cannot know whether the other may. Only an answer of the other side ends it.
 //!
+//! On a datastore that several hosts share, a host may take a disk over whose owner is gone, from
+//! any phase in which it does not own it: `TakeOver` to `Serving`. Whose disk was taken over finds
+//! it out by the chain of claims (`lease::chain`): `TakenOver` to `Taken`.
+//!
 //! A repeated event leaves the state as it is and is answered as the first was, so every message
 //! may be sent again after a lost reply.
 
@@ -88,6 +92,11 @@ pub enum Phase {
         /// The epoch that was not taken.
         epoch: u64,
     },
+    /// Shared datastore: another host took it over.
+    Taken {
+        /// The epoch it has since.
+        epoch: u64,
+    },
 }
 
 impl Phase {
@@ -101,7 +110,8 @@ impl Phase {
             | Phase::Moved { epoch, .. }
             | Phase::Incoming { epoch, .. }
             | Phase::Granted { epoch, .. }
-            | Phase::Returned { epoch, .. } => epoch,
+            | Phase::Returned { epoch, .. }
+            | Phase::Taken { epoch } => epoch,
         }
     }
 
@@ -116,6 +126,7 @@ impl Phase {
             Phase::Incoming { .. } => "incoming",
             Phase::Granted { .. } => "granted",
             Phase::Returned { .. } => "returned",
+            Phase::Taken { .. } => "taken over",
         }
     }
 }
@@ -209,6 +220,17 @@ pub enum Event {
         /// The attempt.
         migration: MigrationId,
     },
+    /// Shared datastore: the owner is gone for good or cannot do any harm, and this host has
+    /// claimed the epoch.
+    TakeOver {
+        /// The epoch claimed.
+        epoch: u64,
+    },
+    /// Shared datastore: another host has claimed the epoch.
+    TakenOver {
+        /// The newest epoch claimed.
+        epoch: u64,
+    },
 }
 
 /// Why an event changes nothing.
@@ -279,6 +301,14 @@ pub fn next(state: &State, event: Event) -> Result<State, Refusal> {
     {
         remember(&mut refused, migration, epoch);
     }
+    // What the disk was in the middle of is over: a grant that comes late is refused.
+    if let (
+        Event::TakeOver { .. } | Event::TakenOver { .. },
+        Phase::Incoming { migration, epoch } | Phase::Granted { migration, epoch },
+    ) = (event, state.phase)
+    {
+        remember(&mut refused, migration, epoch);
+    }
     Ok(State { phase, refused })
 }
 
@@ -291,6 +321,16 @@ fn remember(refused: &mut Vec<RefusedId>, migration: MigrationId, epoch: u64) {
 fn next_phase(phase: Phase, event: Event) -> Result<Phase, Refusal> {
     match event {
         Event::Create | Event::Release { .. } => start(phase, event),
+        Event::TakeOver { epoch } | Event::TakenOver { epoch } => {
+            let taken = match event {
+                Event::TakeOver { .. } => Phase::Serving {
+                    epoch,
+                    through: None,
+                },
+                _ => Phase::Taken { epoch },
+            };
+            take_over(phase, event, epoch, taken)
+        }
         Event::Acknowledged { .. } | Event::ActivatedThere { .. } | Event::ReturnedHere { .. } => {
             source(phase, event)
         }
@@ -320,6 +360,22 @@ fn start(phase: Phase, event: Event) -> Result<Phase, Refusal> {
             },
             Event::Release { migration },
         ) if known == migration => Ok(phase),
+        _ => Err(unfit(phase, event)),
+    }
+}
+
+/// What a claimed epoch makes of a disk, for who claimed it and for who did not.
+fn take_over(phase: Phase, event: Event, epoch: u64, taken: Phase) -> Result<Phase, Refusal> {
+    let news = match phase {
+        // The epoch named there was another host's to claim.
+        Phase::Released { epoch: e, .. }
+        | Phase::Incoming { epoch: e, .. }
+        | Phase::Returned { epoch: e, .. } => epoch >= e,
+        _ => epoch > phase.epoch(),
+    };
+    match phase {
+        _ if news => Ok(taken),
+        _ if phase == taken => Ok(phase),
         _ => Err(unfit(phase, event)),
     }
 }
@@ -397,7 +453,8 @@ fn destination(phase: Phase, event: Event) -> Result<Phase, Refusal> {
         (
             Phase::Released { epoch: e, .. }
             | Phase::Handed { epoch: e, .. }
-            | Phase::Moved { epoch: e, .. },
+            | Phase::Moved { epoch: e, .. }
+            | Phase::Taken { epoch: e },
             Event::Accept { .. },
         ) if epoch > e => Ok(Phase::Incoming { migration, epoch }),
         (Phase::Returned { epoch: e, .. }, Event::Accept { .. }) if epoch >= e => {
@@ -455,7 +512,8 @@ fn since_activation(phase: Phase, event: Event) -> Result<Phase, Refusal> {
         // From `released` on this host can only be because it served first.
         Phase::Released { epoch: e, .. }
         | Phase::Handed { epoch: e, .. }
-        | Phase::Moved { epoch: e, .. } => e > epoch,
+        | Phase::Moved { epoch: e, .. }
+        | Phase::Taken { epoch: e } => e > epoch,
         _ => false,
     };
     match event {
@@ -500,6 +558,9 @@ impl Event {
     fn claim(&self) -> (MigrationId, u64) {
         match *self {
             Event::Create => (MigrationId(uuid::Uuid::nil()), 0),
+            Event::TakeOver { epoch } | Event::TakenOver { epoch } => {
+                (MigrationId(uuid::Uuid::nil()), epoch)
+            }
             Event::Release { migration } | Event::Discard { migration } => (migration, 0),
             Event::Acknowledged { migration, epoch }
             | Event::ActivatedThere { migration, epoch }
@@ -526,6 +587,8 @@ impl Event {
             Event::HandBack { .. } => "a hand-back of this migration and epoch",
             Event::Settle { .. } => "a question about this migration and epoch",
             Event::Discard { .. } => "discarding the copy of this migration",
+            Event::TakeOver { .. } => "taking the disk over",
+            Event::TakenOver { .. } => "a takeover by another host",
         }
     }
 }

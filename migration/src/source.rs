@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 use ferry_dataplane::lifecycle::{DiskLifecycle, RestartHook};
 use serde::Serialize;
 
-use crate::ids::{Claim, DiskId, MigrationId};
+use crate::handover::Datastore;
+use crate::ids::{Claim, DaemonId, DiskId, MigrationId};
 use crate::lease::Ownership;
+use crate::lease::shared::SharedDisk;
 use crate::phase::Phase;
 use crate::report::HandoverReport;
 use crate::schema::{self, blk_v1::BlkV1};
@@ -50,6 +52,8 @@ pub struct SourceParams {
     pub shape: BlkV1,
     /// How long a mirrored write may wait for the destination before the mirror is given up.
     pub patience: Duration,
+    /// The destination sees the same image: only ownership moves.
+    pub shared: Option<Arc<dyn SharedDisk>>,
 }
 
 /// Where a migration stands.
@@ -72,6 +76,8 @@ pub enum SourcePhase {
     Moved,
     /// The destination gave it back; the source serves.
     Returned,
+    /// Shared datastore: another host took it over.
+    Taken,
     /// Cancelled; the source serves.
     Cancelled,
     /// Failed; the source serves.
@@ -99,6 +105,8 @@ pub struct SourceStatus {
     pub in_sync: bool,
     /// Why it failed, or what it waits for.
     pub reason: Option<String>,
+    /// The daemon that the disk was given to, while that may not serve it yet.
+    pub given_to: Option<DaemonId>,
 }
 
 /// Why a call on a migration did not do what was asked.
@@ -196,6 +204,7 @@ pub fn resolve(
     disk: &Arc<dyn DiskLifecycle>,
     ownership: Arc<Ownership>,
     disk_id: DiskId,
+    on_shared: Option<Arc<dyn SharedDisk>>,
 ) -> Result<SourceHandle, SourceError> {
     let record = ownership.record();
     let (Phase::Released { migration, epoch } | Phase::Handed { migration, epoch }) =
@@ -223,6 +232,7 @@ pub fn resolve(
             ownership: &ownership,
             claim: &claim,
             peer: &peer,
+            on_shared: on_shared.as_deref(),
         };
         let phase = resolver.run(
             HandoverReport {
@@ -234,6 +244,14 @@ pub fn resolve(
         worker.enter(phase);
         drop(ended);
     })
+}
+
+fn datastore(shared: bool) -> Datastore {
+    if shared {
+        Datastore::Shared
+    } else {
+        Datastore::Own
+    }
 }
 
 fn spawn(
@@ -294,6 +312,7 @@ impl SourceHandle {
             eta_seconds,
             in_sync: live.phase == SourcePhase::InSync && complete,
             reason: live.reason.clone(),
+            given_to: live.given_to.filter(|_| !live.ended),
         }
     }
 
@@ -353,6 +372,43 @@ impl SourceHandle {
             .wait(None, |live| {
                 let answered = live.release_result.take();
                 answered.or_else(|| live.ended.then(|| Err(over(live))))
+            })
+            .unwrap_or(Err(SourceError::TimedOut(timeout)))
+    }
+
+    /// A person's word that the destination, `fenced`, is off and never comes back with the disk:
+    /// one that it was given, and that is not known to be served there, is served here again.
+    pub fn resolve(&self, fenced: DaemonId, timeout: Duration) -> Result<(), SourceError> {
+        let peer = self.shared.live().given_to;
+        match peer {
+            None => return Err(refused("the disk was not given up: there is no doubt")),
+            Some(peer) if peer != fenced => {
+                return Err(refused(&format!(
+                    "the disk was given to daemon {peer}, and not to {fenced}; make sure that that \
+                     one is off, and name it: --fenced {peer}"
+                )));
+            }
+            Some(_) => {}
+        }
+        {
+            let mut live = self.shared.live();
+            if live.ended || live.phase == SourcePhase::Moved {
+                return Err(over(&live));
+            }
+            if live.verdict.is_some() {
+                return Err(refused("the destination has just answered: it is not off"));
+            }
+            let why = "by a person's word: it is off".to_owned();
+            live.verdict = Some(shared::Verdict::Returned(why));
+        }
+        self.shared.tell(|_| ());
+        let until = Instant::now() + timeout;
+        self.shared
+            .wait(Some(until), |live| {
+                live.ended.then(|| match live.phase {
+                    SourcePhase::Returned => Ok(()),
+                    _ => Err(over(live)),
+                })
             })
             .unwrap_or(Err(SourceError::TimedOut(timeout)))
     }
@@ -425,6 +481,7 @@ fn over(live: &Live) -> SourceError {
         SourcePhase::Granted | SourcePhase::Moved => {
             refused("the destination owns the disk already; move it back by a new migration")
         }
+        SourcePhase::Taken => refused("another host has taken the disk over"),
         SourcePhase::Failed | SourcePhase::Returned => SourceError::Failed(reason()),
         _ => SourceError::Failed("its thread ended early; this is a defect".to_owned()),
     }

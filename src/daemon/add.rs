@@ -8,8 +8,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::lifecycle::DiskLifecycle;
-use ferry_migration::destination::{self, DestinationHost, PreparedTarget};
+use ferry_migration::destination::{self, DestinationHost, PreparedTarget, TargetBytes};
 use ferry_migration::ids::{Claim, DiskId};
+use ferry_migration::lease::chain;
 use ferry_migration::lease::ownership::Applied;
 use ferry_migration::lease::{
     FileStore, MemoryStore, Ownership, Record, RecordStore, Restart, identity,
@@ -48,7 +49,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    fn is_start(self) -> bool {
+    pub fn is_start(self) -> bool {
         matches!(self, Origin::Configured | Origin::Kept { .. })
     }
 
@@ -79,11 +80,11 @@ impl Drop for Reservation<'_> {
 }
 
 /// What a disk begins with.
-struct Opened {
-    ownership: Arc<Ownership>,
-    restart: Restart,
-    backend: Backend,
-    service: Service,
+pub struct Opened {
+    pub ownership: Arc<Ownership>,
+    pub restart: Restart,
+    pub backend: Backend,
+    pub service: Service,
 }
 
 impl Daemon {
@@ -163,7 +164,14 @@ impl Daemon {
             .clone()
             .unwrap_or_else(|| self.socket_of(&id));
         let mut reservation = self.reserve(&id, place.as_ref(), &socket)?;
-        let opened = self.open_settled(&config, place.as_ref(), origin)?;
+        let (opened, shared) = if config.shared {
+            let opened = self.open_shared(&config, place.as_ref(), origin)?;
+            (opened.opened, Some(opened.shared))
+        } else {
+            let image = place.as_ref().map(|place| &place.path);
+            refuse_shared(&id, image)?;
+            (self.open_settled(&config, place.as_ref(), origin)?, None)
+        };
         config.new_identity = false; // it has one now
         let disk = Disk::new(
             &opened.backend,
@@ -188,7 +196,13 @@ impl Daemon {
             device,
             opened.ownership,
             unannounced,
+            shared,
         ));
+        if let Some(shared) = &served.shared {
+            shared.belongs_to(&served);
+            // Until there is a lease.
+            served.device.disk().suspend(true)?;
+        }
         if let Err(error) = self.bring_up(&served, opened.restart, origin) {
             // What goes on by itself holds the image: a question to the peer, or a hook that waits
             // for the first request.
@@ -400,27 +414,38 @@ impl Daemon {
                     disk: id,
                     epoch,
                 };
-                let Some(image) = served.image() else {
-                    return Err(Failure::Failed(format!(
-                        "{claim} is granted, and has no image"
-                    )));
+                let bytes = match (served.on_shared(), served.image()) {
+                    (Some(shared), _) => TargetBytes::Shared(shared),
+                    (None, Some(image)) => TargetBytes::Copy(image),
+                    (None, None) => {
+                        return Err(Failure::Failed(format!(
+                            "{claim} is granted, and has no image"
+                        )));
+                    }
                 };
                 served.device.import(&device_state)?;
                 *served.arrival() = Some(Arrival {
                     claim: claim.clone(),
-                    image: image.clone(),
+                    image: match &bytes {
+                        TargetBytes::Copy(image) => Some(image.clone()),
+                        TargetBytes::Shared(_) => None,
+                    },
                 });
                 let host: Arc<dyn DestinationHost> = self.own();
                 let target = PreparedTarget {
-                    image,
+                    bytes,
                     ownership: served.ownership.clone(),
                     disk: served.lifecycle(),
                 };
                 destination::await_activation(&target, &host, &claim)?;
             }
             Restart::Resolve => {
-                let handle =
-                    source::resolve(&served.lifecycle(), served.ownership.clone(), id.clone())?;
+                let handle = source::resolve(
+                    &served.lifecycle(),
+                    served.ownership.clone(),
+                    id.clone(),
+                    served.on_shared(),
+                )?;
                 self.migrations.adopt(id, handle, served.clone());
             }
             _ => {}
@@ -513,6 +538,17 @@ impl Daemon {
             tracing::warn!(disk = %id, %error, "older images of the disk stay");
         }
         forgotten
+    }
+}
+
+/// An image that several hosts see is served by none of them as its own.
+fn refuse_shared(id: &DiskId, image: Option<&PathBuf>) -> Done {
+    match image {
+        Some(image) if chain::shared_disk(image)?.is_some() => Err(Failure::Failed(format!(
+            "disk {id}: {} is a disk that hosts share; add it with --shared",
+            image.display()
+        ))),
+        _ => Ok(()),
     }
 }
 

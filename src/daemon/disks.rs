@@ -11,17 +11,20 @@ use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
 use ferry_migration::ids::Claim;
 use ferry_migration::lease::Ownership;
+use ferry_migration::lease::shared::SharedDisk;
 use ferry_migration::phase::Phase;
 use ferry_vhost::blk::device::BlkDevice;
 use ferry_vhost::session::Listening;
 use serde_json::{Value, json};
 
+use super::shared::SharedImage;
 use crate::config::DiskConfig;
 
 /// A copy that arrives.
 pub struct Arrival {
     pub claim: Claim,
-    pub image: Arc<Image>,
+    /// The copy; a shared disk's image is no copy.
+    pub image: Option<Arc<Image>>,
 }
 
 /// A disk of this daemon, served or not.
@@ -32,6 +35,8 @@ pub struct Served {
     pub ownership: Arc<Ownership>,
     /// Nobody added it: it is let go of when its copy is.
     pub unannounced: bool,
+    /// Of a disk on a shared datastore.
+    pub shared: Option<Arc<SharedImage>>,
     /// Its lock is held by whoever changes what is at the image's path.
     arrival: Mutex<Option<Arrival>>,
     /// Changed under the lock of `arrival`: this daemon has let go of the disk, and what is at its
@@ -51,6 +56,7 @@ impl Served {
         device: Arc<BlkDevice>,
         ownership: Arc<Ownership>,
         unannounced: bool,
+        shared: Option<Arc<SharedImage>>,
     ) -> Served {
         Served {
             config,
@@ -58,6 +64,7 @@ impl Served {
             device,
             ownership,
             unannounced,
+            shared,
             arrival: Mutex::new(None),
             gone: AtomicBool::new(false),
             size: Mutex::new(()),
@@ -101,6 +108,12 @@ impl Served {
         self.device.clone()
     }
 
+    /// Of a shared disk, as a migration sees it.
+    pub fn on_shared(&self) -> Option<Arc<dyn SharedDisk>> {
+        let shared = self.shared.clone()?;
+        Some(shared)
+    }
+
     pub fn arrival(&self) -> MutexGuard<'_, Option<Arrival>> {
         self.arrival.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,6 +151,20 @@ impl Served {
         self.device.disk().set_backend(&self.pending())
     }
 
+    /// A suspended disk lets go of its image until it is served again.
+    pub fn release_lapsed(&self) -> Result<(), LifecycleError> {
+        self.device.disk().drain()?;
+        self.device.disk().set_backend(&self.pending())
+    }
+
+    /// Has its image again, with the lock, if it let go of it.
+    pub fn retake(&self) -> Result<(), String> {
+        match &self.shared {
+            Some(shared) if self.ownership.may_serve() => shared.take(),
+            _ => Ok(()),
+        }
+    }
+
     /// The disk was served elsewhere since: lets go of the image here and sets it aside. Does
     /// nothing when the disk is back, or on its way, or no disk of this daemon any more.
     pub fn set_aside(&self) -> io::Result<()> {
@@ -164,6 +191,8 @@ impl Served {
         }
         self.drop_image().map_err(io::Error::other)?;
         match self.image_path() {
+            // It is the other host's now, where it is.
+            _ if self.shared.is_some() => Ok(None),
             Some(path) => SetAside::rename(path, epoch),
             None => Ok(None),
         }
@@ -192,6 +221,8 @@ impl Served {
             "phase": state.phase.name(),
             "epoch": state.phase.epoch(),
             "placed": workers,
+            "shared": self.shared.is_some(),
+            "lapsed": self.lapses() && self.ownership.may_serve(),
             "attached": self.device.rings_running(),
             "reads": totals.reads,
             "writes": totals.writes,
@@ -296,6 +327,7 @@ mod tests {
             cache: CacheMode::None,
             pin_guest_memory: false,
             incoming: false,
+            shared: false,
             size: None,
             inflight: Default::default(),
             new_identity: false,
@@ -313,7 +345,7 @@ mod tests {
         };
         let device = BlkDevice::new(Arc::new(disk), &options);
         let socket = path.with_extension("sock");
-        Served::new(config, socket, device, Arc::new(ownership), false)
+        Served::new(config, socket, device, Arc::new(ownership), false, None)
     }
 
     fn aside(path: &Path, epoch: u64) -> PathBuf {
@@ -352,7 +384,7 @@ mod tests {
         fs::remove_file(aside(&path, 2)).unwrap();
         *arrival = Some(Arrival {
             claim: claim.clone(),
-            image: image.clone(),
+            image: Some(image.clone()),
         });
         drop(arrival);
         served.set_aside().unwrap();

@@ -7,10 +7,10 @@ use std::sync::{Arc, MutexGuard};
 use ferry_dataplane::backend::Store;
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::DiskLifecycle;
-use ferry_migration::destination::{DestinationHost, PreparedTarget};
+use ferry_migration::destination::{DestinationHost, PreparedTarget, TargetBytes};
 use ferry_migration::ids::{Claim, DiskId};
 use ferry_migration::lease::{FileStore, Ownership, identity};
-use ferry_migration::negotiate::Hello;
+use ferry_migration::negotiate::{Hello, ImageKind};
 use ferry_migration::phase::Phase;
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ use super::Daemon;
 use super::add::Origin;
 use super::disks::{Arrival, Served, SetAside};
 use super::place::follow;
+use super::shared::SharedImage;
 use crate::config::{DiskConfig, InflightMode};
 use crate::qmp;
 use crate::spec::CacheMode;
@@ -46,6 +47,7 @@ impl Daemon {
             cache: CacheMode::None,
             pin_guest_memory: false,
             incoming: true,
+            shared: false,
             size: Some(hello.shape.capacity_bytes),
             inflight: InflightMode::default(),
             new_identity: false,
@@ -90,27 +92,38 @@ impl Daemon {
                 served.config.num_queues, hello.shape.num_queues, hello.shape.num_queues
             ));
         }
+        if arrival.is_some() {
+            return Err(format!("another copy of disk {id} is arriving there"));
+        }
+        if let Some(shared) = shared_target(served, hello)? {
+            *arrival = Some(Arrival {
+                claim: hello.claim.clone(),
+                image: None,
+            });
+            return Ok(PreparedTarget {
+                bytes: TargetBytes::Shared(shared),
+                ownership: served.ownership.clone(),
+                disk: served.lifecycle(),
+            });
+        }
         let path = served
             .image_path()
             .ok_or("a disk arrives at a path only")?
             .to_owned();
-        if arrival.is_some() {
-            return Err(format!("another copy of disk {id} is arriving there"));
-        }
         let moved = make_room(served, &arrival, &path)?;
         let (bytes, cache) = (hello.shape.capacity_bytes, served.config.cache.into());
         let image = Image::create_with(&path, bytes, cache).map_err(|error| error.to_string())?;
         let image = Arc::new(image);
         *arrival = Some(Arrival {
             claim: hello.claim.clone(),
-            image: image.clone(),
+            image: Some(image.clone()),
         });
         drop(arrival);
         if let Some(Err(error)) = moved.map(|moved| moved.remove_older()) {
             tracing::warn!(disk = %id, %error, "older images of the disk stay");
         }
         Ok(PreparedTarget {
-            image,
+            bytes: TargetBytes::Copy(image),
             ownership: served.ownership.clone(),
             disk: served.lifecycle(),
         })
@@ -147,6 +160,29 @@ impl Daemon {
         if let Err(error) = self.let_go(served, arrival) {
             tracing::warn!(disk = %id, %error, "an unannounced disk stays");
         }
+    }
+}
+
+/// Source and destination must mean the same: both a copy, or both this very disk.
+fn shared_target(served: &Served, hello: &Hello) -> Result<Option<Arc<SharedImage>>, String> {
+    let id = &served.config.id;
+    match (hello.image, &served.shared) {
+        (ImageKind::Raw, None) => Ok(None),
+        (ImageKind::Shared, Some(shared)) if served.ownership.disk_uuid() == hello.disk_uuid => {
+            Ok(Some(shared.clone()))
+        }
+        (ImageKind::Shared, Some(_)) => Err(format!(
+            "what is awaited there as disk {id} is another shared disk, {}; add the right one",
+            served.ownership.disk_uuid()
+        )),
+        (ImageKind::Shared, None) => Err(format!(
+            "disk {id} is on a shared datastore and is awaited there as a copy; add it there with \
+             --shared --incoming and the path of the same image"
+        )),
+        (ImageKind::Raw, Some(_)) => Err(format!(
+            "disk {id} is awaited there on a shared datastore, and is not shared here; add it there \
+             without --shared"
+        )),
     }
 }
 
@@ -197,6 +233,10 @@ impl DestinationHost for Daemon {
             Some(arrival) if arrival.claim == *claim => arrival.image.clone(),
             _ => return Err(format!("{claim}: no such copy arrived")),
         };
+        let Some(image) = image else {
+            let imported = served.device.import(device_state);
+            return imported.map_err(|error| error.to_string());
+        };
         if let Err(error) = identity::write(image.path(), served.ownership.disk_uuid()) {
             tracing::warn!(%claim, %error, "the copy does not say which disk it is");
         }
@@ -233,8 +273,8 @@ impl DestinationHost for Daemon {
         if let Err(error) = served.drop_image() {
             tracing::error!(%claim, %error, "the copy could not be taken out");
         }
-        if let Some(arrival) = arrival.take()
-            && let Err(error) = fs::remove_file(arrival.image.path())
+        if let Some(image) = arrival.take().and_then(|arrival| arrival.image)
+            && let Err(error) = fs::remove_file(image.path())
         {
             tracing::warn!(%claim, %error, "the void copy could not be removed");
         }

@@ -1,8 +1,10 @@
 //! What is left when nothing goes wrong any more.
 
+use ferry_migration::handover::Datastore;
 use ferry_migration::phase::Phase;
 
 use super::moves::{self, Move};
+use super::shared;
 use super::world::{Letter, Source, World};
 
 /// More rounds than any quarrel takes.
@@ -26,8 +28,21 @@ pub fn has_one_owner(world: &World) -> bool {
     owners.count() == 1 && !world.hosts.iter().any(|host| doubt(host.phase()))
 }
 
+fn renew(world: &mut World, here: usize) {
+    let phase = world.hosts[here].phase();
+    if matches!(phase, Phase::Serving { .. } | Phase::Granted { .. }) {
+        shared::tend(world, here);
+    } else if shared::may_take_over(world, here) {
+        shared::take_over(world, here);
+        while !world.hosts[here].todo.is_empty() {
+            moves::carry_out_one(world, here);
+        }
+    }
+}
+
 fn round(world: &mut World) {
     for here in 0..2 {
+        world.hosts[here].suspended = false;
         if !world.hosts[here].up {
             moves::start(world, here);
         }
@@ -35,6 +50,9 @@ fn round(world: &mut World) {
             moves::carry_out_one(world, here);
         }
         moves::notice(world, here);
+        if world.datastore() == Datastore::Shared {
+            renew(world, here);
+        }
         if let Source::Resolving(attempt) = world.hosts[here].source {
             let though_granted = false;
             world.send(1 - here, attempt, Letter::HandBack { though_granted });

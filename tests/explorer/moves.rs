@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use ferry_migration::handover::{self, Step, Word};
+use ferry_migration::handover::{self, Datastore, Step, Word};
 use ferry_migration::phase::{Event, Phase};
 
+use super::shared;
 use super::world::{Attempt, Image, Letter, Limits, Packet, Ring, Source, Vm, World};
 
 /// One step of the world.
@@ -50,6 +51,8 @@ pub enum Move {
     PowerCut(usize),
     /// The daemon here starts.
     Start(usize),
+    /// What may happen to a shared disk besides.
+    Shared(shared::Move),
 }
 
 /// Everything that may happen.
@@ -68,6 +71,7 @@ pub fn possible(limits: &Limits, world: &World, into: &mut Vec<Move>) {
     }
     for here in 0..2 {
         of_host(limits, world, here, fault, into);
+        shared::possible(limits, world, here, fault, into);
     }
 }
 
@@ -91,6 +95,9 @@ fn of_host(limits: &Limits, world: &World, here: usize, fault: bool, into: &mut 
     );
     if !host.up {
         return add(true, Move::Start(here));
+    }
+    if host.suspended {
+        return;
     }
     let running = host.vm == Vm::Running;
     add(fault, Move::Kill(here));
@@ -166,7 +173,7 @@ pub fn make(world: &mut World, step: Move) {
         Move::Begin(here) => begin(world, here),
         Move::CopyDone(here) => {
             if let Source::Copying(attempt) = world.hosts[here].source {
-                world.hosts[1 - here].image.written = world.hosts[here].image.written;
+                world.image(1 - here).written = world.image(here).written;
                 world.hosts[here].source = Source::InSync(attempt);
             }
         }
@@ -191,6 +198,7 @@ pub fn make(world: &mut World, step: Move) {
         }
         Move::Notice(here) => notice(world, here),
         Move::FirstRequest(here) => {
+            let datastore = world.datastore();
             let released = world.hosts[1 - here].released;
             // Of rings that were never used nothing can be told: there a person's word counts.
             let other = world.hosts[here].machine != released.machine;
@@ -198,8 +206,9 @@ pub fn make(world: &mut World, step: Move) {
             let host = &mut world.hosts[here];
             if let Phase::Granted { migration, epoch } = host.phase() {
                 let attempt = Attempt::of(migration, epoch);
-                let steps = handover::on_first_request(migration, epoch);
-                host.todo.extend(steps.map(|step| (attempt, step)));
+                let steps = handover::on_first_request(migration, epoch, datastore);
+                host.todo
+                    .extend(steps.into_iter().map(|step| (attempt, step)));
             }
         }
         Move::Pull(here) => {
@@ -239,11 +248,14 @@ pub fn make(world: &mut World, step: Move) {
         Move::PowerCut(here) => {
             world.faults += 1;
             kill(world, here);
-            let host = &mut world.hosts[here];
-            host.image.written = host.image.flushed;
-            host.vm = Vm::Off;
+            if world.datastore() == Datastore::Own {
+                let image = world.image(here);
+                image.written = image.flushed;
+            }
+            world.hosts[here].vm = Vm::Off;
         }
         Move::Start(here) => start(world, here),
+        Move::Shared(step) => shared::make(world, step),
     }
 }
 
@@ -265,19 +277,20 @@ fn write(world: &mut World, here: usize) {
     let host = &mut world.hosts[here];
     // Sixteen bits of each ring: two machines are not taken to stand at the same place by chance.
     host.index = host.index.max(host.machine * 64) + 1;
-    host.image = Image {
+    *world.image(here) = Image {
         written: newest,
         flushed: newest,
     };
     if mirrored {
-        world.hosts[1 - here].image.written = newest;
+        world.image(1 - here).written = newest;
     }
 }
 
 /// Out of service, the tail flushed at the destination, and then the list.
 fn release(world: &mut World, here: usize, attempt: Attempt, pulled: bool) {
-    let there = &mut world.hosts[1 - here];
-    there.image.flushed = there.image.written;
+    let there = world.image(1 - here);
+    there.flushed = there.written;
+    let datastore = world.datastore();
     let host = &mut world.hosts[here];
     host.released = Ring {
         machine: host.machine,
@@ -286,8 +299,9 @@ fn release(world: &mut World, here: usize, attempt: Attempt, pulled: bool) {
     };
     host.serves = false;
     host.source = Source::Resolving(attempt);
-    let steps = handover::release(attempt.migration());
-    host.todo.extend(steps.map(|step| (attempt, step)));
+    let steps = handover::release(attempt.migration(), datastore);
+    host.todo
+        .extend(steps.into_iter().map(|step| (attempt, step)));
 }
 
 /// The next step of a daemon's list; when it fails, the rest is dropped.
@@ -299,13 +313,21 @@ pub fn carry_out_one(world: &mut World, here: usize) {
     };
     let (migration, epoch) = (attempt.migration(), attempt.epoch);
     match step {
-        Step::Flush => host.image.flushed = host.image.written,
+        Step::Flush => {
+            let image = world.image(here);
+            image.flushed = image.written;
+        }
+        Step::Take | Step::LetGo | Step::Claim { .. } => {
+            shared::carry_out(world, here, attempt, step);
+        }
         // What was released comes with the grant.
         Step::Record(Event::Grant { .. }) if host.vm == Vm::Running && host.index != released => {
             // The device does not take the state: the copy is given up, and the record says so.
             host.record(Event::Discard { migration });
+            shared::let_go(world, here);
         }
         Step::Record(event) => {
+            let was = host.phase();
             let took = host.record(event);
             if took && matches!(event, Event::Grant { .. }) {
                 host.expected = Some(released);
@@ -315,6 +337,11 @@ pub fn carry_out_one(world: &mut World, here: usize) {
             } else if let Event::ActivatedThere { .. } = event {
                 host.source = Source::Idle;
                 world.link.take_if(|&mut link| link == attempt);
+            } else if let (Event::HandBack { .. } | Event::Settle { .. }, Phase::Returned { .. }) =
+                (event, host.phase())
+                && was != host.phase()
+            {
+                shared::let_go(world, here);
             }
         }
         Step::Say(word) => world.send(1 - here, attempt, Letter::Word(word)),
@@ -338,7 +365,9 @@ fn deliver(world: &mut World, packet: Packet) {
         letter,
     } = packet;
     let (migration, epoch) = (attempt.migration(), attempt.epoch);
+    let datastore = world.datastore();
     let host = &mut world.hosts[to];
+    let receives = matches!(host.phase(), Phase::Incoming { .. });
     let mut list = |steps: &[Step]| host.todo.extend(steps.iter().map(|&step| (attempt, step)));
     match letter {
         Letter::Hello => hello(world, to, attempt),
@@ -346,12 +375,16 @@ fn deliver(world: &mut World, packet: Packet) {
             host.source = Source::Copying(attempt);
         }
         Letter::No if host.source == Source::Offered(attempt) => host.source = Source::Idle,
+        // The record has the answer.
+        Letter::Word(Word::Grant) if host.session == Some(attempt) && !receives => {
+            list(&[Step::Answer]);
+        }
         Letter::Word(Word::Grant) if host.session == Some(attempt) => {
-            list(&handover::on_grant(migration, epoch));
+            list(&handover::on_grant(migration, epoch, datastore));
         }
         Letter::Word(Word::Grant) => {}
         Letter::Word(word) if host.source == Source::Resolving(attempt) => {
-            list(&handover::on_word(word, migration, epoch));
+            list(&handover::on_word(word, migration, epoch, datastore));
         }
         Letter::HandBack { though_granted } => {
             list(&handover::on_hand_back(migration, epoch, though_granted));
@@ -367,12 +400,15 @@ fn deliver(world: &mut World, packet: Packet) {
 
 fn hello(world: &mut World, here: usize, attempt: Attempt) {
     let (migration, epoch) = (attempt.migration(), attempt.epoch);
+    let datastore = world.datastore();
     let host = &mut world.hosts[here];
     let takes = handover::takes_offers(&host.phase()) && host.source == Source::Idle;
     if takes && world.link == Some(attempt) && host.record(Event::Accept { migration, epoch }) {
-        host.image = Image::default();
         host.session = Some(attempt);
         host.expected = None;
+        if datastore == Datastore::Own {
+            host.image = Image::default();
+        }
         world.send(1 - here, attempt, Letter::Ready);
     } else {
         world.send(1 - here, attempt, Letter::No);
@@ -407,8 +443,9 @@ pub fn notice(world: &mut World, here: usize) {
 }
 
 fn kill(world: &mut World, here: usize) {
+    shared::let_go(world, here);
     let host = &mut world.hosts[here];
-    host.up = false;
+    (host.up, host.suspended, host.lapsed) = (false, false, false);
     host.serves = false;
     host.source = Source::Idle;
     host.todo.clear();
@@ -421,17 +458,24 @@ fn kill(world: &mut World, here: usize) {
 
 /// As `lease/restart.rs` has it.
 pub fn start(world: &mut World, here: usize) {
+    if world.datastore() == Datastore::Shared {
+        shared::start(world, here);
+    }
     let host = &mut world.hosts[here];
     host.up = true;
     match host.phase() {
-        Phase::Serving { .. } => host.serves = true,
+        Phase::Serving { .. } => host.serves = !host.lapsed,
         Phase::Incoming { migration, .. } => {
             host.record(Event::Discard { migration });
         }
         Phase::Released { migration, epoch } | Phase::Handed { migration, epoch } => {
             host.source = Source::Resolving(Attempt::of(migration, epoch));
         }
-        Phase::Vacant | Phase::Granted { .. } | Phase::Returned { .. } | Phase::Moved { .. } => {}
+        Phase::Vacant
+        | Phase::Granted { .. }
+        | Phase::Returned { .. }
+        | Phase::Moved { .. }
+        | Phase::Taken { .. } => {}
     }
 }
 
@@ -465,6 +509,7 @@ impl fmt::Display for Move {
             Move::Kill(h) => write!(f, "the daemon at {} is killed", name(h)),
             Move::PowerCut(h) => write!(f, "the power of {} is cut", name(h)),
             Move::Start(h) => write!(f, "the daemon at {} starts", name(h)),
+            Move::Shared(step) => step.fmt(f),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
-use ferry_migration::handover::{Step, Word};
+use ferry_migration::handover::{Datastore, Step, Word};
 use ferry_migration::ids::MigrationId;
 use ferry_migration::phase::{Event, Phase, State, next};
 use uuid::Uuid;
@@ -21,6 +21,8 @@ pub struct Limits {
     pub faults: u8,
     /// Messages on the wire at a time.
     pub letters: usize,
+    /// Both hosts see one image, and a host may take the disk over so many times.
+    pub shared: Option<u8>,
 }
 
 /// One attempt: its number, and the epoch it is for.
@@ -109,6 +111,10 @@ pub struct Host {
     pub released: Ring,
     /// Where the ring of the machine is that the disk came with; others are not served.
     pub expected: Option<u8>,
+    /// Its processes are stopped, and keep what they have.
+    pub suspended: bool,
+    /// It could not renew its lease, and has stopped serving.
+    pub lapsed: bool,
 }
 
 /// A machine's ring.
@@ -135,6 +141,11 @@ pub struct World {
     pub pulled: bool,
     /// One that was not the disk's got it.
     pub stolen: bool,
+    /// Of a shared disk, the owner of each epoch from 1 on.
+    pub claims: Vec<u8>,
+    /// Which daemon has the lock of the shared image.
+    pub lock: Option<usize>,
+    pub takeovers: u8,
 }
 
 impl Host {
@@ -155,6 +166,8 @@ impl Host {
             index: 0,
             released: Ring::default(),
             expected: None,
+            suspended: false,
+            lapsed: false,
         }
     }
 
@@ -190,12 +203,16 @@ impl Host {
 
     /// Whether the daemon is at rest: it does one thing of a disk at a time.
     pub fn is_free(&self) -> bool {
-        self.up && self.todo.is_empty()
+        self.runs() && self.todo.is_empty()
+    }
+
+    pub fn runs(&self) -> bool {
+        self.up && !self.suspended
     }
 }
 
 impl World {
-    pub fn new() -> World {
+    pub fn new(shared: bool) -> World {
         let serving = Phase::Serving {
             epoch: 1,
             through: None,
@@ -213,7 +230,33 @@ impl World {
             faults: 0,
             pulled: false,
             stolen: false,
+            claims: if shared { vec![0] } else { Vec::new() },
+            lock: shared.then_some(0),
+            takeovers: 0,
         }
+    }
+
+    pub fn datastore(&self) -> Datastore {
+        if self.claims.is_empty() {
+            Datastore::Own
+        } else {
+            Datastore::Shared
+        }
+    }
+
+    /// The image that a host sees.
+    pub fn image(&mut self, here: usize) -> &mut Image {
+        let at = match self.datastore() {
+            Datastore::Own => here,
+            Datastore::Shared => 0,
+        };
+        &mut self.hosts[at].image
+    }
+
+    /// Whether it has all that was acknowledged.
+    pub fn is_whole(&self, here: usize) -> bool {
+        let mut world = self.clone();
+        world.image(here).written == self.newest
     }
 
     pub fn send(&mut self, to: usize, attempt: Attempt, letter: Letter) {
@@ -233,7 +276,11 @@ impl fmt::Display for World {
                 "{name}: {} epoch {}{}{}, image {} of {}, vm {:?} {} at {}; ",
                 host.phase().name(),
                 host.phase().epoch(),
-                if host.up { "" } else { " (down)" },
+                match (host.up, host.suspended) {
+                    (false, _) => " (down)",
+                    (_, true) => " (stopped)",
+                    _ => "",
+                },
                 if host.serves { " (serves)" } else { "" },
                 host.image.written,
                 self.newest,

@@ -7,16 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::buffer::AlignedBuf;
 
-use super::{DestinationHost, PreparedTarget, answer_hand_back, arm};
+use super::{DestinationHost, PreparedTarget, TargetBytes, answer_hand_back, arm};
 use crate::codec::{
     self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Pull, Refused, Returned,
     Tag, Zero, cut, data_intact, read_frame, refused, write_message,
 };
-use crate::handover::{self, Step};
+use crate::handover::{self, Datastore, Step};
 use crate::ids::Claim;
 use crate::lease::ownership::{Applied, OwnershipError};
+use crate::lease::shared::ClaimError;
 use crate::lease::{Ownership, Peer};
 use crate::negotiate::{Hello, Ready, check_hello, check_target};
 use crate::phase::{Event, Phase};
@@ -252,7 +254,11 @@ fn prepare_alone(
             voice.notice_rings();
         }
     });
-    let accepted = check_target(hello, target.image.geometry()).and_then(|()| {
+    let geometry = match &target.bytes {
+        TargetBytes::Copy(image) => image.geometry(),
+        TargetBytes::Shared(_) => target.disk.geometry(),
+    };
+    let accepted = check_target(hello, geometry).and_then(|()| {
         let held = target.disk.quiesce(notice);
         held.map_err(|error| error.to_string())?;
         match target
@@ -385,8 +391,7 @@ impl Session<'_> {
                 data.offset_bytes
             ));
         }
-        self.target
-            .image
+        self.image()?
             .write_at(data.offset_bytes, &self.buffer, len)
             .map_err(|error| self.disk_failed("write", data.offset_bytes, &error))?;
         self.acknowledge(data.tag)
@@ -395,8 +400,7 @@ impl Session<'_> {
     fn zero(&mut self, zero: &Zero) -> Result<(), String> {
         self.receiving()?;
         self.check_range(zero.offset_bytes, zero.len_bytes)?;
-        self.target
-            .image
+        self.image()?
             .zero(zero.offset_bytes..zero.offset_bytes + zero.len_bytes)
             .map_err(|error| self.disk_failed("zero", zero.offset_bytes, &error))?;
         self.acknowledge(zero.tag)
@@ -415,17 +419,28 @@ impl Session<'_> {
     }
 
     fn flush(&self) -> Result<(), String> {
-        self.target
-            .image
-            .flush()
-            .map_err(|error| self.disk_failed("flush", 0, &error))
+        match &self.target.bytes {
+            TargetBytes::Copy(image) => image
+                .flush()
+                .map_err(|error| self.disk_failed("flush", 0, &error)),
+            // Nothing was sent.
+            TargetBytes::Shared(_) => Ok(()),
+        }
+    }
+
+    fn image(&self) -> Result<&Image, String> {
+        match &self.target.bytes {
+            TargetBytes::Copy(image) => Ok(image),
+            TargetBytes::Shared(_) => {
+                Err("the source broke the protocol: it sends bytes of a shared disk".into())
+            }
+        }
     }
 
     fn disk_failed(&self, doing: &str, offset: u64, error: &std::io::Error) -> String {
-        format!(
-            "cannot {doing} {} at byte {offset}: {error}",
-            self.target.image.path().display()
-        )
+        let path = self.image().map(|image| image.path().display().to_string());
+        let path = path.unwrap_or_else(|_| "the disk".into());
+        format!("cannot {doing} {path} at byte {offset}: {error}")
     }
 
     fn acknowledge(&self, tag: Tag) -> Result<(), String> {
@@ -469,10 +484,20 @@ impl Session<'_> {
     fn take(&mut self, device_state: Vec<u8>) -> Result<(), String> {
         let claim = &self.hello.claim;
         let mut device_state = Some(device_state);
-        for step in handover::on_grant(claim.migration, claim.epoch) {
-            match (step, &mut device_state) {
+        let (datastore, shared) = match &self.target.bytes {
+            TargetBytes::Copy(_) => (Datastore::Own, None),
+            TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
+        };
+        for step in handover::on_grant(claim.migration, claim.epoch, datastore) {
+            match (step, shared) {
                 (Step::Flush, _) => self.flush()?,
-                (Step::Record(_), device_state) => {
+                (Step::Take, Some(image)) => image.take()?,
+                (Step::Claim { epoch, .. }, Some(image)) => {
+                    image
+                        .claim(epoch, None)
+                        .map_err(|error| self.lost(&error))?;
+                }
+                (Step::Record(_), _) => {
                     if let Some(device_state) = device_state.take() {
                         self.install_and_record(device_state)?;
                     }
@@ -482,6 +507,20 @@ impl Session<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A shared disk is another's before its grant was taken.
+    fn lost(&self, error: &ClaimError) -> String {
+        if let ClaimError::Taken { epoch, .. } = error {
+            let epoch = *epoch;
+            // Whatever the record says: it is not granted, and a late word about it is refused.
+            if let Err(error) = self.target.ownership.apply(Event::TakenOver { epoch }) {
+                tracing::warn!(claim = %self.hello.claim, %error, "a takeover is not recorded");
+            }
+            self.host
+                .discard(&self.hello.claim, "another host took it over");
+        }
+        error.to_string()
     }
 
     fn install_and_record(&self, device_state: Vec<u8>) -> Result<(), String> {

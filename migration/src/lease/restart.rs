@@ -53,7 +53,7 @@ impl Record {
                 device_state: self.device_state.clone().unwrap_or_default(),
             },
             Phase::Released { .. } | Phase::Handed { .. } => Restart::Resolve,
-            Phase::Moved { .. } => Restart::Elsewhere {
+            Phase::Moved { .. } | Phase::Taken { .. } => Restart::Elsewhere {
                 address: self
                     .peer
                     .as_ref()

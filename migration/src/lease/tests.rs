@@ -49,6 +49,7 @@ fn every_phase_survives_the_file() {
         Phase::Incoming { migration, epoch },
         Phase::Granted { migration, epoch },
         Phase::Returned { migration, epoch },
+        Phase::Taken { epoch },
     ] {
         store.store(&record(phase)).unwrap();
         assert_eq!(store.load().unwrap(), Some(record(phase)));

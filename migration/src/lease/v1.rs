@@ -30,6 +30,7 @@ enum PhaseV1 {
     Incoming { migration: Uuid, epoch: u64 },
     Granted { migration: Uuid, epoch: u64 },
     Returned { migration: Uuid, epoch: u64 },
+    Taken { epoch: u64 },
     Vacant,
 }
 
@@ -126,6 +127,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
 fn frozen(phase: Phase) -> PhaseV1 {
     match phase {
         Phase::Vacant => PhaseV1::Vacant,
+        Phase::Taken { epoch } => PhaseV1::Taken { epoch },
         Phase::Serving { epoch, through } => PhaseV1::Serving {
             epoch,
             through: through.map(|m| m.0),
@@ -161,6 +163,7 @@ fn runtime(phase: &PhaseV1) -> Phase {
     let id = |uuid: &Uuid| MigrationId(*uuid);
     match phase {
         PhaseV1::Vacant => Phase::Vacant,
+        PhaseV1::Taken { epoch } => Phase::Taken { epoch: *epoch },
         PhaseV1::Serving { epoch, through } => Phase::Serving {
             epoch: *epoch,
             through: through.as_ref().map(id),

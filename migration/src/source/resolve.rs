@@ -15,6 +15,7 @@ use crate::codec::{HandBack, Message};
 use crate::handover::{self, Step, Word};
 use crate::ids::Claim;
 use crate::lease::ownership::OwnershipError;
+use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::lease::{Ownership, Peer};
 use crate::phase::Event;
 use crate::report::HandoverReport;
@@ -30,6 +31,7 @@ pub(super) struct Resolver<'a> {
     pub ownership: &'a Ownership,
     pub claim: &'a Claim,
     pub peer: &'a Peer,
+    pub on_shared: Option<&'a dyn SharedDisk>,
 }
 
 /// What is known when the resolver wakes.
@@ -43,6 +45,8 @@ struct News {
 impl Resolver<'_> {
     /// Runs until the disk is moved or back here, or the daemon lets go.
     pub fn run(&self, mut report: HandoverReport, mut deadline: Option<Instant>) -> SourcePhase {
+        self.shared
+            .tell(|live| live.given_to = Some(self.peer.daemon));
         let began = Instant::now();
         let mut acknowledged = false;
         let mut ask_at = Instant::now();
@@ -54,6 +58,13 @@ impl Resolver<'_> {
             let mut verdict = news.verdict;
             if let Some(though_granted) = news.ask {
                 verdict = self.ask(though_granted);
+                if let (None, true, Some(image)) = (&verdict, though_granted, self.on_shared) {
+                    // The datastore is the witness.
+                    let steps = handover::reclaim(self.claim.migration, self.claim.epoch);
+                    if let Some(phase) = self.have_back(&steps, image, "the datastore said so") {
+                        return phase;
+                    }
+                }
                 let idle = acknowledged && !though_granted;
                 ask_at = Instant::now() + if idle { IDLE_ASK_EVERY } else { ASK_EVERY };
             }
@@ -145,13 +156,18 @@ impl Resolver<'_> {
 
     /// What only repeats the destination's own record may fail here; it is asked again at a restart.
     fn note(&self, word: Word) {
-        for step in handover::on_word(word, self.claim.migration, self.claim.epoch) {
+        for step in self.on_word(word) {
             if let Step::Record(event) = step
                 && let Err(error) = self.ownership.apply(event)
             {
                 tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
             }
         }
+    }
+
+    fn on_word(&self, word: Word) -> Vec<Step> {
+        let datastore = super::datastore(self.on_shared.is_some());
+        handover::on_word(word, self.claim.migration, self.claim.epoch, datastore)
     }
 
     fn moved(&self, acknowledged: bool, began: Instant, mut report: HandoverReport) {
@@ -168,12 +184,68 @@ impl Resolver<'_> {
 
     /// The end, when the disk is served here again.
     fn returned(&self, why: &str) -> Option<SourcePhase> {
-        for step in handover::on_word(Word::Returned, self.claim.migration, self.claim.epoch) {
+        let steps = self.on_word(Word::Returned);
+        if let Some(image) = self.on_shared {
+            return self.have_back(&steps, image, why);
+        }
+        for step in steps {
             match step {
                 Step::Record(event) => self.record_return(event)?,
                 _ => self.shared.disk.resume(),
             }
         }
+        self.is_back(why)
+    }
+
+    /// The same on a shared datastore, where another host may have been faster.
+    fn have_back(&self, steps: &[Step], image: &dyn SharedDisk, why: &str) -> Option<SourcePhase> {
+        let failed = |error: &dyn std::fmt::Display| {
+            tracing::warn!(claim = %self.claim, %error, "the disk is not back");
+            self.shared.live().reason = Some(format!("the disk is not back: {error}"));
+        };
+        for &step in steps {
+            match step {
+                Step::Take => image.take().map_err(|error| failed(&error)).ok()?,
+                Step::Claim { epoch, or_peer } => {
+                    let peer = or_peer.then_some(self.peer.daemon);
+                    let Err(error) = image.claim(epoch, peer) else {
+                        continue;
+                    };
+                    failed(&error);
+                    if let Err(error) = image.let_go() {
+                        failed(&error);
+                    }
+                    return match error {
+                        // Granted after all: it is the peer that has to say more.
+                        ClaimError::Taken { epoch, link }
+                            if epoch == self.claim.epoch && link.owner == self.peer.daemon =>
+                        {
+                            None
+                        }
+                        ClaimError::Taken { epoch, .. } => self.taken(epoch, &error.to_string()),
+                        ClaimError::Failed { .. } => None,
+                    };
+                }
+                Step::Record(event) => self.record_return(event)?,
+                Step::Serve => self.shared.disk.resume(),
+                Step::Flush | Step::LetGo | Step::Say(_) | Step::Answer => {}
+            }
+        }
+        self.is_back(why)
+    }
+
+    /// Another host has the disk, and it is not the one that it was given to.
+    fn taken(&self, epoch: u64, why: &str) -> Option<SourcePhase> {
+        if let Err(error) = self.ownership.apply(Event::TakenOver { epoch }) {
+            tracing::error!(claim = %self.claim, %error, "a takeover is not recorded");
+            return None;
+        }
+        let error = SourceError::Refused(why.to_owned());
+        self.answer(SourcePhase::Taken, Some(why.to_owned()), Err(error));
+        Some(SourcePhase::Taken)
+    }
+
+    fn is_back(&self, why: &str) -> Option<SourcePhase> {
         let why = format!("the destination gave the disk back: {why}");
         self.answer(
             SourcePhase::Returned,

@@ -130,6 +130,7 @@ impl Conductor {
                     ownership: &self.params.ownership,
                     claim: &self.claim,
                     peer: &peer,
+                    on_shared: self.params.shared.as_deref(),
                 };
                 Ok(resolver.run(report, Some(deadline)))
             }
@@ -179,7 +180,10 @@ impl Conductor {
             claim: self.claim.clone(),
             disk_uuid: self.params.ownership.disk_uuid(),
             daemon: self.params.ownership.daemon(),
-            image: ImageKind::Raw,
+            image: match self.params.shared {
+                Some(_) => ImageKind::Shared,
+                None => ImageKind::Raw,
+            },
             shape: self.params.shape.clone(),
         };
         write_message(&mut stream, &Message::Hello(hello)).map_err(lost)?;
@@ -208,14 +212,18 @@ impl Conductor {
         link: &Link,
         peer: &Peer,
     ) -> Result<(HandoverReport, Instant), Stop> {
-        let tap = self.attach(link.events.clone())?;
         let mut copier = Copier::new(&self.shared, link.events.clone());
-        self.shared.enter(SourcePhase::Copying);
-        copier.first_pass()?;
-        copier.settle_dirty()?;
-        copier.wait_applied()?;
+        let mut tap = None;
+        if self.params.shared.is_some() {
+            self.shared.plan().advance(self.shared.bytes_total);
+        } else {
+            tap = Some(self.attach(link.events.clone())?);
+            self.shared.enter(SourcePhase::Copying);
+            copier.first_pass()?;
+            copier.settle_dirty()?;
+            copier.wait_applied()?;
+        }
         self.shared.enter(SourcePhase::InSync);
-        let mut tap = Some(tap);
         loop {
             copier.deadline = None;
             copier.settle_dirty()?;
@@ -350,6 +358,13 @@ impl Conductor {
     ) -> Result<(), Halt> {
         copier.deadline = Some(deadline);
         self.flush_tail(link, copier)?;
+        if self.params.shared.is_some() {
+            // The destination reads what the image has, and not what this host's cache has.
+            let flushed = self.params.disk.flush();
+            flushed.map_err(|error| {
+                Stop::Lost(format!("the disk's writes cannot be made durable: {error}"))
+            })?;
+        }
         report.tail_flush_us = lap.next();
         if proof.is_none() {
             // It is a person's word, and where the VMM is gone a machine that boots is served there.
@@ -360,10 +375,11 @@ impl Conductor {
         })?;
         report.export_us = lap.next();
         // The rings are stopped: it cannot fail any more after this look.
-        let failed = tap
-            .take()
-            .is_none_or(|tap| tap.failed.load(Ordering::Acquire));
-        if failed {
+        let whole = match tap.take() {
+            Some(tap) => !tap.failed.load(Ordering::Acquire),
+            None => self.params.shared.is_some(),
+        };
+        if !whole {
             let why = "the disk gave the mirror up before the release";
             return Err(Halt::End(Stop::Lost(why.into())));
         }
@@ -377,12 +393,24 @@ impl Conductor {
             device_state,
         };
         let mut grant = Some(Message::Grant(grant));
-        for step in handover::release(self.claim.migration) {
-            if let Step::Record(_) = step {
-                self.record_release(peer)?;
-                report.release_durable_us = lap.next();
-            } else if let Some(grant) = grant.take() {
-                link.order(Control::Say(Box::new(grant)));
+        let datastore = super::datastore(self.params.shared.is_some());
+        for step in handover::release(self.claim.migration, datastore) {
+            match (step, &self.params.shared) {
+                (Step::Record(_), _) => {
+                    self.record_release(peer)?;
+                    report.release_durable_us = lap.next();
+                }
+                (Step::LetGo, Some(image)) => {
+                    if let Err(why) = image.let_go() {
+                        // It is given up all the same; without the lock the grant is not taken.
+                        tracing::error!(claim = %self.claim, why, "the image is kept open");
+                    }
+                }
+                _ => {
+                    if let Some(grant) = grant.take() {
+                        link.order(Control::Say(Box::new(grant)));
+                    }
+                }
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use ferry_dataplane::lifecycle::DiskLifecycle;
 
 use super::{SourceError, SourcePhase};
 use crate::extents::Extents;
+use crate::ids::DaemonId;
 use crate::report::HandoverReport;
 use crate::sync::lock;
 
@@ -49,6 +50,8 @@ pub(super) struct Live {
     /// For cutting a blocking read short.
     pub stream: Option<TcpStream>,
     pub ended: bool,
+    /// The disk was given up to this daemon.
+    pub given_to: Option<DaemonId>,
 }
 
 pub(super) struct Shared {
@@ -88,6 +91,7 @@ impl Shared {
             writer_done: false,
             stream: None,
             ended: false,
+            given_to: None,
         };
         Arc::new(Shared {
             disk,

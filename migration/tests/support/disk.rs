@@ -370,6 +370,10 @@ impl DiskLifecycle for FakeDisk {
         }
     }
 
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {
         let mut state = self.lock();
         if state.tap.is_some() {

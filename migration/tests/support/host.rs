@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::DiskLifecycle;
-use ferry_migration::destination::{DestinationHost, PreparedTarget};
+use ferry_migration::destination::{DestinationHost, PreparedTarget, TargetBytes};
 use ferry_migration::ids::{Claim, DaemonId, DiskId, MigrationId};
 use ferry_migration::lease::{FileStore, LeaseError, Ownership, Record, RecordStore};
 use ferry_migration::negotiate::Hello;
@@ -120,7 +120,7 @@ impl DestinationHost for FakeHost {
         let device = device.get_or_insert_with(|| FakeDisk::new(hello.shape.capacity_bytes));
         device.stop_rings();
         Ok(PreparedTarget {
-            image,
+            bytes: TargetBytes::Copy(image),
             ownership: ownership.clone(),
             disk: device.clone(),
         })

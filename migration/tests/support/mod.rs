@@ -87,6 +87,7 @@ impl World {
             peer: self.net.address.to_string(),
             shape: self.disk.shape(),
             patience: Duration::from_secs(1),
+            shared: None,
         }
     }
 

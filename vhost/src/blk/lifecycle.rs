@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::PoisonError;
 
+use ferry_dataplane::backend::Store;
 use ferry_dataplane::buffer::AlignedBuf;
 use ferry_dataplane::lifecycle::{
     ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, RingView, WriteTap,
@@ -89,6 +90,14 @@ impl BlkDevice {
 impl DiskLifecycle for BlkDevice {
     fn geometry(&self) -> Geometry {
         self.disk.geometry()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match self.disk.backend().store {
+            Store::Image(image) => image.flush(),
+            // A thin disk's, which is not moved; the others keep nothing.
+            _ => Ok(()),
+        }
     }
 
     fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {

@@ -1,0 +1,514 @@
+//! Datastores that several hosts serve disks from: this daemon's lease there, and the others'.
+//!
+//! ```text
+//!   ferry-lease   renews by a heartbeat, every fifth of the lease; after each: whose disks were
+//!                 taken over? whose owner is silent for too long? may what lapsed be served again?
+//!   ferry-guard   looks every twentieth of it whether the lease still holds; if not, nothing is
+//!                 served from the datastore until it does
+//! ```
+//!
+//! Two threads, because a heartbeat that hangs in the storage is what the guard is for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use ferry_dataplane::lifecycle::DiskLifecycle;
+use ferry_migration::handover::{self, Step};
+use ferry_migration::ids::{DaemonId, DiskId};
+use ferry_migration::lease::beat::{self, Heart, Holder, Observer};
+use ferry_migration::lease::chain::Link;
+use ferry_migration::lease::shared::SharedDisk;
+use ferry_migration::phase::Phase;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+
+use super::Daemon;
+use super::disks::Served;
+use super::fence;
+use super::shared::SharedImage;
+use crate::config::{DatastoreConfig, Fence};
+use crate::error::{Done, Failure};
+
+const MS: u64 = 1_000_000;
+
+/// CLOCK_BOOTTIME in nanoseconds: it goes on while the machine is suspended.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All datastores from which shared disks are served.
+#[derive(Default)]
+pub struct Datastores {
+    known: Mutex<BTreeMap<PathBuf, Arc<Datastore>>>,
+}
+
+/// One of them.
+pub struct Datastore {
+    settings: DatastoreConfig,
+    daemon: Weak<Daemon>,
+    holder: Mutex<Holder>,
+    others: Mutex<BTreeMap<DaemonId, Observed>>,
+    /// Why the last renewal failed.
+    trouble: Mutex<Option<String>>,
+    over: Mutex<bool>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Observed {
+    watch: Observer,
+    lease_ms: u64,
+    /// That its lease is over was said.
+    told: bool,
+}
+
+impl Datastores {
+    /// The datastore that an image is on; its lease is taken when the first asks.
+    pub fn of(&self, daemon: &Daemon, image: &Path) -> Done<Arc<Datastore>> {
+        let dir = image.parent().unwrap_or(Path::new("/"));
+        let named = daemon.config.datastores.iter().find(|it| {
+            let root = std::fs::canonicalize(&it.path).unwrap_or_else(|_| it.path.clone());
+            dir.starts_with(root)
+        });
+        let settings = match named {
+            Some(settings) => settings.clone(),
+            None => DatastoreConfig::plain(dir),
+        };
+        let mut known = lock(&self.known);
+        if let Some(datastore) = known.get(&settings.path) {
+            return Ok(datastore.clone());
+        }
+        let lease_ns = settings.lease_ms * MS;
+        let address = &daemon.config.migration.listen;
+        let heart = Heart::open(&settings.path, daemon.id, address, settings.lease_ms);
+        let heart = heart.map_err(|error| {
+            Failure::Failed(format!(
+                "cannot keep a heartbeat on {}: {error}",
+                settings.path.display()
+            ))
+        })?;
+        let datastore = Arc::new(Datastore {
+            settings,
+            daemon: daemon.own.clone(),
+            holder: Mutex::new(Holder::new(lease_ns)),
+            others: Mutex::default(),
+            trouble: Mutex::default(),
+            over: Mutex::new(false),
+            wake: Condvar::new(),
+        });
+        let (renewing, guarding) = (datastore.clone(), datastore.clone());
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        thread("ferry-lease").spawn(move || renewing.renew(heart))?;
+        thread("ferry-guard").spawn(move || guarding.guard())?;
+        known.insert(datastore.settings.path.clone(), datastore.clone());
+        Ok(datastore)
+    }
+
+    /// Lets go of all leases. Their disks are not served any more.
+    pub fn stop(&self) {
+        for datastore in std::mem::take(&mut *lock(&self.known)).values() {
+            *lock(&datastore.over) = true;
+            datastore.wake.notify_all();
+        }
+    }
+}
+
+impl Datastore {
+    /// Its directory.
+    pub fn root(&self) -> &Path {
+        &self.settings.path
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(self.settings.lease_ms)
+    }
+
+    /// Sleeps; false when it is over.
+    fn pause(&self, time: Duration) -> bool {
+        let over = lock(&self.over);
+        let waited = self.wake.wait_timeout_while(over, time, |over| !*over);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// This daemon's disks on it.
+    fn disks(&self, daemon: &Daemon) -> Vec<(Arc<Served>, Arc<SharedImage>)> {
+        let mine = |served: &Arc<Served>| {
+            let shared = served.shared.clone()?;
+            std::ptr::eq(&*shared.datastore, self).then(|| (served.clone(), shared))
+        };
+        daemon.disks().values().filter_map(mine).collect()
+    }
+
+    fn guard(&self) {
+        while self.pause(self.lease() / 20) {
+            let Some(daemon) = self.daemon.upgrade() else {
+                return;
+            };
+            if lock(&self.holder).holds(now_ns()) {
+                continue;
+            }
+            for (served, shared) in self.disks(&daemon) {
+                if let Err(error) = served.device.disk().suspend(true) {
+                    tracing::error!(disk = %served.config.id, %error, "a disk is not suspended");
+                }
+                if !shared.lapsed.swap(true, Ordering::AcqRel) && served.ownership.may_serve() {
+                    tracing::error!(disk = %served.config.id, datastore = %self.root().display(),
+                        "the lease on the datastore is not renewed: the disk is not served until \
+                         it is");
+                }
+            }
+        }
+    }
+
+    fn renew(&self, mut heart: Heart) {
+        loop {
+            let began = now_ns();
+            let renewed = heart.renew();
+            match &renewed {
+                Ok(()) => lock(&self.holder).renewed(began),
+                Err(error) => tracing::warn!(datastore = %self.root().display(), %error,
+                    "the lease cannot be renewed"),
+            }
+            *lock(&self.trouble) = renewed.err().map(|error| error.to_string());
+            {
+                let Some(daemon) = self.daemon.upgrade() else {
+                    return;
+                };
+                self.tend(&daemon);
+            }
+            if !self.pause(self.lease() / 5) {
+                return;
+            }
+        }
+    }
+
+    fn tend(&self, daemon: &Arc<Daemon>) {
+        let mut watched = Vec::new();
+        for (served, shared) in self.disks(daemon) {
+            match shared.newest() {
+                Ok(Some((epoch, link))) => {
+                    if !shared.is_mine(&link) && !watched.contains(&link.owner) {
+                        self.watch(link.owner);
+                        watched.push(link.owner);
+                    }
+                    self.tend_disk(daemon, &served, &shared, epoch, &link);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(disk = %served.config.id, %error,
+                    "the disk's claims cannot be read"),
+            }
+        }
+        lock(&self.others).retain(|owner, _| watched.contains(owner));
+    }
+
+    fn watch(&self, owner: DaemonId) {
+        let beat = beat::read(self.root(), owner);
+        let gap = self.settings.lease_ms * MS;
+        let mut others = lock(&self.others);
+        let other = others.entry(owner).or_default();
+        // What cannot be read tells nothing: not that it is silent either.
+        let Ok(beat) = beat else { return };
+        other.lease_ms = beat.as_ref().map_or(self.settings.lease_ms, |b| b.lease_ms);
+        other
+            .watch
+            .look(beat.map(|beat| beat.counter), now_ns(), gap);
+        other.told &= other.watch.silent_ns() > 0;
+    }
+
+    fn tend_disk(
+        &self,
+        daemon: &Arc<Daemon>,
+        served: &Arc<Served>,
+        shared: &Arc<SharedImage>,
+        epoch: u64,
+        link: &Link,
+    ) {
+        let phase = served.ownership.phase();
+        let mine = shared.is_mine(link);
+        match phase {
+            Phase::Serving { epoch: at, .. } | Phase::Granted { epoch: at, .. } => {
+                if !mine || epoch != at {
+                    daemon.migrations.forget(&served.config.id);
+                    served.taken_over(epoch, link);
+                } else {
+                    self.serve_again(served, shared);
+                }
+            }
+            // Its resolver finds out, and only a third host's claim is no answer to it.
+            Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => {}
+            Phase::Incoming { .. } => {}
+            // Claimed by an earlier run of this daemon, and not recorded.
+            _ if mine => self.take_over_soon(daemon, served, shared, epoch, None),
+            _ if self.is_over(link.owner) => {
+                if self.settings.fence == Fence::None {
+                    self.tell(served, link);
+                } else {
+                    self.take_over_soon(daemon, served, shared, epoch, Some(link.clone()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What lapsed, or has just begun, is served while the lease holds.
+    fn serve_again(&self, served: &Arc<Served>, shared: &SharedImage) {
+        if !shared.lapsed.load(Ordering::Acquire) {
+            return;
+        }
+        if !lock(&self.holder).holds(now_ns()) {
+            // Whoever takes it over waits for the lock.
+            if served.image().is_some() && served.device.disk().is_open() {
+                let _arrival = served.arrival();
+                if let Err(error) = served.release_lapsed() {
+                    tracing::error!(disk = %served.config.id, %error, "the image stays open");
+                }
+            }
+            return;
+        }
+        if let Err(why) = served.retake() {
+            tracing::warn!(disk = %served.config.id, why, "the disk is not served again yet");
+            return;
+        }
+        shared.lapsed.store(false, Ordering::Release);
+        if let Err(error) = served.device.disk().suspend(false) {
+            tracing::error!(disk = %served.config.id, %error, "the disk is not served again");
+        }
+    }
+
+    fn is_over(&self, owner: DaemonId) -> bool {
+        let others = lock(&self.others);
+        others.get(&owner).is_some_and(|other| {
+            let io_ns = self.settings.io_ms * MS;
+            other.watch.expired(other.lease_ms * MS, io_ns)
+        })
+    }
+
+    fn tell(&self, served: &Served, link: &Link) {
+        let mut others = lock(&self.others);
+        let Some(other) = others.get_mut(&link.owner) else {
+            return;
+        };
+        if !std::mem::replace(&mut other.told, true) {
+            tracing::error!(disk = %served.config.id, owner = %link.owner, address = link.address,
+                "the owner's lease is over, and no fence is configured: nobody takes the disk over \
+                 by itself; when that host is surely off, say: ferry lease break {} --fenced {}",
+                served.config.id, link.owner);
+        }
+    }
+
+    /// On a thread of its own: a fence may take long, and the lease must be renewed meanwhile.
+    fn take_over_soon(
+        &self,
+        daemon: &Arc<Daemon>,
+        served: &Arc<Served>,
+        shared: &Arc<SharedImage>,
+        epoch: u64,
+        from: Option<Link>,
+    ) {
+        if shared.taking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let ours = (daemon.clone(), served.clone(), shared.clone());
+        let spawned = std::thread::Builder::new()
+            .name("ferry-takeover".into())
+            .spawn(move || {
+                let (daemon, served, shared) = ours;
+                let datastore = &shared.datastore;
+                let done = datastore
+                    .fence(&served, from.as_ref())
+                    .and_then(|()| datastore.take_over(&daemon, &served, &shared, epoch, &from));
+                if let Err(why) = done {
+                    tracing::error!(disk = %served.config.id, why, "the disk is not taken over");
+                    // Not again at once: the fence may do harm.
+                    datastore.pause(datastore.lease());
+                }
+                shared.taking.store(false, Ordering::Release);
+            });
+        if let Err(error) = spawned {
+            shared.taking.store(false, Ordering::Release);
+            tracing::error!(%error, "no thread for a takeover");
+        }
+    }
+
+    /// What makes sure that the old owner writes no more.
+    fn fence(&self, served: &Served, from: Option<&Link>) -> Result<(), String> {
+        match (&self.settings.fence, from) {
+            // The lock, which is taken in either case.
+            (_, None) | (Fence::LockCoherent, _) => Ok(()),
+            (Fence::Command(path), Some(link)) => fence::run(path, &served.config.id, link),
+            (Fence::None, Some(_)) => Err("no fence is configured".into()),
+        }
+    }
+
+    /// The owner is fenced: the steps of a takeover.
+    fn take_over(
+        &self,
+        daemon: &Daemon,
+        served: &Arc<Served>,
+        shared: &SharedImage,
+        epoch: u64,
+        from: &Option<Link>,
+    ) -> Result<(), String> {
+        let lost = |why: String| {
+            let _ = shared.let_go();
+            Err(why)
+        };
+        for step in handover::take_over(epoch.saturating_add(1)) {
+            match step {
+                Step::Take => {
+                    shared.take()?;
+                    if let Some(link) = from
+                        && !self.is_over(link.owner)
+                    {
+                        return lost("the owner has renewed its lease".into());
+                    }
+                }
+                Step::Claim { epoch, .. } => {
+                    if let Err(error) = shared.claim(epoch, None) {
+                        return lost(error.to_string());
+                    }
+                }
+                Step::Record(event) => {
+                    if let Err(error) = served.ownership.apply(event) {
+                        return lost(error.to_string());
+                    }
+                }
+                Step::Serve => {
+                    // Whoever waited for the old owner's word waits no more.
+                    daemon.migrations.forget(&served.config.id);
+                    served.device.resume();
+                }
+                _ => {}
+            }
+        }
+        let id = &served.config.id;
+        let epoch = epoch + 1;
+        tracing::warn!(disk = %id, epoch, from = from.as_ref().map(|it| it.address.as_str()),
+            "the disk is taken over, and served here");
+        Ok(())
+    }
+
+    /// A person's word that the owner is off.
+    fn break_lease(&self, daemon: &Arc<Daemon>, served: &Arc<Served>, fenced: DaemonId) -> Done {
+        let refused =
+            |why: String| Err(Failure::Failed(format!("disk {}: {why}", served.config.id)));
+        let Some(shared) = served.shared.clone() else {
+            return refused("it is not shared".into());
+        };
+        let Some((epoch, link)) = shared.newest()? else {
+            return refused("nobody has claimed it; add it without --incoming".into());
+        };
+        if shared.is_mine(&link) {
+            return refused("it is this host's".into());
+        }
+        if link.owner != fenced {
+            return refused(format!(
+                "its owner is daemon {} at {}, and not {fenced}; make sure that that host is off, \
+                 and name it: --fenced {}",
+                link.owner, link.address, link.owner
+            ));
+        }
+        if !self.is_over(link.owner) {
+            return refused(format!(
+                "daemon {} at {} has renewed its lease within the last {} s, so it is not off; \
+                 ferry lease show says how long it is silent",
+                link.owner,
+                link.address,
+                (self.settings.lease_ms + self.settings.io_ms).div_ceil(1000)
+            ));
+        }
+        if matches!(served.ownership.phase(), Phase::Incoming { .. }) {
+            return refused("it is on its way here; see ferry disk list".into());
+        }
+        if shared.taking.swap(true, Ordering::AcqRel) {
+            return refused("a takeover is under way".into());
+        }
+        let done = self.take_over(daemon, served, &shared, epoch, &Some(link));
+        shared.taking.store(false, Ordering::Release);
+        done.map_err(Failure::Failed)
+    }
+
+    fn line(&self, served: &Served, shared: &SharedImage) -> Done<Value> {
+        let newest = shared.newest()?;
+        let mine = newest
+            .as_ref()
+            .is_some_and(|(_, link)| shared.is_mine(link));
+        let (silent_ms, lease_ms) = newest
+            .as_ref()
+            .and_then(|(_, link)| {
+                let others = lock(&self.others);
+                let other = others.get(&link.owner)?;
+                Some((other.watch.silent_ns() / MS, other.lease_ms))
+            })
+            .unwrap_or((0, self.settings.lease_ms));
+        let left = lock(&self.holder).ends_ns().saturating_sub(now_ns()) / MS;
+        let state = match &newest {
+            None => "unclaimed",
+            Some(_) if mine && left > 0 => "held",
+            Some(_) if mine => "lapsed",
+            Some((_, link)) if self.is_over(link.owner) => "over",
+            Some(_) => "elsewhere",
+        };
+        Ok(json!({
+            "id": served.config.id,
+            "disk": served.ownership.disk_uuid(),
+            "datastore": self.root(),
+            "fence": self.settings.fence,
+            "phase": served.ownership.phase().name(),
+            "lease": state,
+            "epoch": newest.as_ref().map(|(epoch, _)| epoch),
+            "owner": newest.as_ref().map(|(_, link)| link.owner),
+            "address": newest.as_ref().map(|(_, link)| &link.address),
+            "here": mine,
+            "left_ms": mine.then_some(left),
+            "silent_ms": (!mine && newest.is_some()).then_some(silent_ms),
+            "over_after_ms": (!mine).then_some(lease_ms + self.settings.io_ms),
+            "trouble": *lock(&self.trouble),
+        }))
+    }
+}
+
+impl Daemon {
+    /// `ferry lease show`.
+    pub fn leases(&self, id: Option<&DiskId>) -> Done<Value> {
+        let disks: Vec<Arc<Served>> = match id {
+            Some(id) => vec![self.disk(id)?],
+            None => self.disks().values().cloned().collect(),
+        };
+        let mut lines = Vec::new();
+        for served in &disks {
+            match &served.shared {
+                Some(shared) => lines.push(shared.datastore.line(served, shared)?),
+                None if id.is_some() => {
+                    return Err(Failure::Failed(format!(
+                        "disk {} is not shared between hosts, so there is no lease on it",
+                        served.config.id
+                    )));
+                }
+                None => {}
+            }
+        }
+        Ok(json!({ "leases": lines }))
+    }
+
+    /// `ferry lease break`.
+    pub fn break_lease(self: &Arc<Self>, id: &DiskId, fenced: DaemonId) -> Done<Value> {
+        let served = self.disk(id)?;
+        let Some(shared) = &served.shared else {
+            return Err(Failure::Failed(format!(
+                "disk {id} is not shared between hosts, so there is no lease on it"
+            )));
+        };
+        shared.datastore.break_lease(self, &served, fenced)?;
+        Ok(served.line())
+    }
+}

@@ -1,0 +1,287 @@
+//! A disk on a datastore that both hosts see: claims, leases and takeovers. The fence is the image's
+//! lock, which a stopped process keeps and a dead one does not.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+
+use ferry_migration::handover::{self, Datastore, Step};
+use ferry_migration::ids::DaemonId;
+use ferry_migration::lease::chain::{Link, Shelf};
+use ferry_migration::lease::shared::{self, ClaimError};
+use ferry_migration::phase::{Event, Phase};
+use uuid::Uuid;
+
+use super::moves;
+use super::world::{Attempt, Limits, Source, Vm, World};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Move {
+    /// The daemon's process is stopped.
+    Suspend(usize),
+    /// It goes on.
+    Continue(usize),
+    /// The lease is not renewed in time: the daemon stops serving and frees the lock.
+    Lapse(usize),
+    /// The daemon has renewed, and looks at the claims.
+    Tend(usize),
+    /// The other's lease is over, as far as is seen from here.
+    TakeOver(usize),
+    /// The VM here wants its disk back, and the other daemon does not answer.
+    Reclaim(usize),
+}
+
+/// The claims as the production code sees them.
+struct Claims<'a>(RefCell<&'a mut Vec<u8>>);
+
+fn daemon(here: usize) -> DaemonId {
+    DaemonId(Uuid::from_u128(here as u128 + 1))
+}
+
+fn link(here: usize) -> Link {
+    Link {
+        owner: daemon(here),
+        address: String::new(),
+    }
+}
+
+fn at(epoch: u64) -> usize {
+    usize::try_from(epoch).unwrap() - 1
+}
+
+impl Shelf for Claims<'_> {
+    fn create_new(&self, epoch: u64, link: &Link) -> io::Result<bool> {
+        let mut claims = self.0.borrow_mut();
+        let owner = u8::try_from(link.owner.0.as_u128() - 1).unwrap();
+        let free = claims.len() == at(epoch);
+        if free {
+            claims.push(owner);
+        }
+        Ok(free)
+    }
+
+    fn read(&self, epoch: u64) -> io::Result<Option<Link>> {
+        let claims = self.0.borrow();
+        Ok(claims.get(at(epoch)).map(|&owner| link(owner.into())))
+    }
+
+    fn newest(&self) -> io::Result<Option<u64>> {
+        Ok(Some(self.0.borrow().len() as u64))
+    }
+}
+
+/// The newest epoch and its owner.
+fn newest(world: &World) -> (u64, usize) {
+    let owner = *world
+        .claims
+        .last()
+        .expect("it was claimed when it was made");
+    (world.claims.len() as u64, owner.into())
+}
+
+pub fn possible(
+    limits: &Limits,
+    world: &World,
+    here: usize,
+    fault: bool,
+    into: &mut Vec<moves::Move>,
+) {
+    let Some(takeovers) = limits.shared else {
+        return;
+    };
+    let host = &world.hosts[here];
+    let mut add = |may: bool, step: Move| {
+        if may {
+            into.push(moves::Move::Shared(step));
+        }
+    };
+    if host.up && host.suspended {
+        return add(true, Move::Continue(here));
+    }
+    if !host.up {
+        return;
+    }
+    add(fault, Move::Suspend(here));
+    if !host.is_free() {
+        return;
+    }
+    let (epoch, owner) = newest(world);
+    let phase = host.phase();
+    let owns = matches!(phase, Phase::Serving { .. } | Phase::Granted { .. });
+    add(fault && host.serves, Move::Lapse(here));
+    add(
+        owns && (host.lapsed || owner != here || epoch != phase.epoch()),
+        Move::Tend(here),
+    );
+    add(
+        world.takeovers < takeovers && may_take_over(world, here),
+        Move::TakeOver(here),
+    );
+    add(
+        matches!(host.source, Source::Resolving(_)) && host.vm == Vm::Running,
+        Move::Reclaim(here),
+    );
+}
+
+/// As `Datastore::tend_disk` has it.
+pub fn may_take_over(world: &World, here: usize) -> bool {
+    let (epoch, owner) = newest(world);
+    let other = &world.hosts[1 - here];
+    match world.hosts[here].phase() {
+        Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. } => false,
+        Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => false,
+        _ if owner == here => true,
+        _ => !other.runs() || other.lapsed,
+    }
+}
+
+pub fn make(world: &mut World, step: Move) {
+    match step {
+        Move::Suspend(here) => {
+            world.faults += 1;
+            world.hosts[here].suspended = true;
+        }
+        Move::Continue(here) => world.hosts[here].suspended = false,
+        Move::Lapse(here) => {
+            world.faults += 1;
+            lapse(world, here);
+        }
+        Move::Tend(here) => tend(world, here),
+        Move::TakeOver(here) => {
+            world.takeovers += 1;
+            take_over(world, here);
+        }
+        Move::Reclaim(here) => {
+            if let Source::Resolving(attempt) = world.hosts[here].source {
+                let steps = handover::reclaim(attempt.migration(), attempt.epoch);
+                let todo = &mut world.hosts[here].todo;
+                todo.extend(steps.into_iter().map(|step| (attempt, step)));
+            }
+        }
+    }
+}
+
+fn lapse(world: &mut World, here: usize) {
+    let host = &mut world.hosts[here];
+    (host.serves, host.lapsed) = (false, true);
+    let_go(world, here);
+}
+
+pub fn tend(world: &mut World, here: usize) {
+    let (epoch, owner) = newest(world);
+    let phase = world.hosts[here].phase();
+    if owner != here || epoch != phase.epoch() {
+        let_go(world, here);
+        let host = &mut world.hosts[here];
+        (host.serves, host.source) = (false, Source::Idle);
+        host.lapsed = false;
+        host.record(Event::TakenOver { epoch });
+        return;
+    }
+    if world.hosts[here].lapsed && take(world, here) {
+        let host = &mut world.hosts[here];
+        host.lapsed = false;
+        host.serves = matches!(phase, Phase::Serving { .. });
+    }
+}
+
+pub fn take_over(world: &mut World, here: usize) {
+    let (epoch, _) = newest(world);
+    // A number that no migration has.
+    let attempt = Attempt { number: 0, epoch };
+    let host = &mut world.hosts[here];
+    let steps = handover::take_over(epoch + 1);
+    host.todo
+        .extend(steps.into_iter().map(|step| (attempt, step)));
+}
+
+fn take(world: &mut World, here: usize) -> bool {
+    let free = world.lock.is_none_or(|holder| holder == here);
+    if free {
+        world.lock = Some(here);
+    }
+    free
+}
+
+pub fn let_go(world: &mut World, here: usize) {
+    world.lock.take_if(|holder| *holder == here);
+}
+
+/// A daemon that starts opens what is its own, or waits for the lock with it.
+pub fn start(world: &mut World, here: usize) {
+    let phase = world.hosts[here].phase();
+    if !matches!(phase, Phase::Serving { .. } | Phase::Granted { .. }) {
+        return;
+    }
+    let (epoch, owner) = newest(world);
+    if owner != here || epoch != phase.epoch() {
+        world.hosts[here].record(Event::TakenOver { epoch });
+    } else {
+        world.hosts[here].lapsed = !take(world, here);
+    }
+}
+
+pub fn carry_out(world: &mut World, here: usize, attempt: Attempt, step: Step) {
+    debug_assert_eq!(world.datastore(), Datastore::Shared);
+    match step {
+        Step::Take if !take(world, here) => give_up(world, here, attempt),
+        Step::LetGo => let_go(world, here),
+        Step::Claim { epoch, or_peer } => {
+            let claims = Claims(RefCell::new(&mut world.claims));
+            let peer = or_peer.then_some(daemon(1 - here));
+            match shared::claim(&claims, epoch, &link(here), peer) {
+                Ok(()) => {}
+                Err(ClaimError::Taken { epoch, link }) => {
+                    lost(world, here, attempt, epoch, link.owner);
+                }
+                Err(ClaimError::Failed { .. }) => give_up(world, here, attempt),
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The rest of the list is not carried out.
+fn give_up(world: &mut World, here: usize, attempt: Attempt) {
+    let host = &mut world.hosts[here];
+    host.todo.retain(|(_, step)| *step == Step::Answer);
+    if let Phase::Incoming { .. } = host.phase() {
+        let migration = attempt.migration();
+        host.record(Event::Discard { migration });
+    }
+    if !matches!(host.phase(), Phase::Granted { .. }) {
+        let_go(world, here);
+    }
+}
+
+fn lost(world: &mut World, here: usize, attempt: Attempt, epoch: u64, owner: DaemonId) {
+    let host = &mut world.hosts[here];
+    let granted_after_all = epoch == attempt.epoch && owner == daemon(1 - here);
+    match host.phase() {
+        Phase::Incoming { .. } => {
+            host.record(Event::TakenOver { epoch });
+        }
+        Phase::Released { .. } | Phase::Handed { .. }
+            if attempt.number > 0 && !granted_after_all =>
+        {
+            host.record(Event::TakenOver { epoch });
+            host.source = Source::Idle;
+        }
+        _ => {}
+    }
+    give_up(world, here, attempt);
+}
+
+impl fmt::Display for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |here: &usize| ["A", "B"][*here];
+        match self {
+            Move::Suspend(h) => write!(f, "the daemon at {} is stopped", name(h)),
+            Move::Continue(h) => write!(f, "the daemon at {} goes on", name(h)),
+            Move::Lapse(h) => write!(f, "the lease of {} is not renewed", name(h)),
+            Move::Tend(h) => write!(f, "{} renews, and looks at the claims", name(h)),
+            Move::TakeOver(h) => write!(f, "{} takes over", name(h)),
+            Move::Reclaim(h) => write!(f, "{} claims back what it released", name(h)),
+        }
+    }
+}
