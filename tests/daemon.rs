@@ -20,6 +20,8 @@ mod moves;
 mod pull;
 #[path = "daemon/rig.rs"]
 mod rig;
+#[path = "daemon/shared.rs"]
+mod shared;
 #[path = "daemon/thin.rs"]
 mod thin;
 #[path = "daemon/workers.rs"]

@@ -214,6 +214,9 @@ impl Daemon {
             return Err(error);
         }
         self.disks().insert(id.clone(), served.clone());
+        if let Some(shared) = &served.shared {
+            shared.datastore.look_now();
+        }
         self.retired().remove(&id);
         reservation.kept = true;
         tracing::info!(disk = %id, socket = %served.socket.display(),

@@ -59,8 +59,15 @@ pub struct Datastore {
     others: Mutex<BTreeMap<DaemonId, Observed>>,
     /// Why the last renewal failed.
     trouble: Mutex<Option<String>>,
-    over: Mutex<bool>,
+    calls: Mutex<Calls>,
     wake: Condvar,
+}
+
+#[derive(Default)]
+struct Calls {
+    over: bool,
+    /// There is a disk that waits to be looked at.
+    look: bool,
 }
 
 #[derive(Default)]
@@ -102,7 +109,7 @@ impl Datastores {
             holder: Mutex::new(Holder::new(lease_ns)),
             others: Mutex::default(),
             trouble: Mutex::default(),
-            over: Mutex::new(false),
+            calls: Mutex::default(),
             wake: Condvar::new(),
         });
         let (renewing, guarding) = (datastore.clone(), datastore.clone());
@@ -116,10 +123,15 @@ impl Datastores {
     /// Lets go of all leases. Their disks are not served any more.
     pub fn stop(&self) {
         for datastore in std::mem::take(&mut *lock(&self.known)).values() {
-            *lock(&datastore.over) = true;
+            lock(&datastore.calls).over = true;
             datastore.wake.notify_all();
         }
     }
+}
+
+/// Whether the newest claim is that of a grant which was handed back.
+fn is_returned(phase: Phase, epoch: u64) -> bool {
+    matches!(phase, Phase::Returned { epoch: at, .. } if at == epoch)
 }
 
 impl Datastore {
@@ -134,9 +146,25 @@ impl Datastore {
 
     /// Sleeps; false when it is over.
     fn pause(&self, time: Duration) -> bool {
-        let over = lock(&self.over);
-        let waited = self.wake.wait_timeout_while(over, time, |over| !*over);
-        !*waited.unwrap_or_else(PoisonError::into_inner).0
+        let calls = lock(&self.calls);
+        let waited = self.wake.wait_timeout_while(calls, time, |it| !it.over);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.over
+    }
+
+    /// Sleeps until it is time to renew, or there is a disk to be looked at; false when it is over.
+    fn pause_renewing(&self) -> bool {
+        let (calls, time) = (lock(&self.calls), self.lease() / 5);
+        let idle = |it: &mut Calls| !it.over && !it.look;
+        let waited = self.wake.wait_timeout_while(calls, time, idle);
+        let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+        calls.look = false;
+        !calls.over
+    }
+
+    /// A disk was added, and should not wait for the next beat.
+    pub fn look_now(&self) {
+        lock(&self.calls).look = true;
+        self.wake.notify_all();
     }
 
     /// This daemon's disks on it.
@@ -185,7 +213,7 @@ impl Datastore {
                 };
                 self.tend(&daemon);
             }
-            if !self.pause(self.lease() / 5) {
+            if !self.pause_renewing() {
                 return;
             }
         }
@@ -195,7 +223,15 @@ impl Datastore {
         let mut watched = Vec::new();
         for (served, shared) in self.disks(daemon) {
             match shared.newest() {
-                Ok(Some((epoch, link))) => {
+                Ok(Some((epoch, mut link))) => {
+                    let record = served.ownership.record();
+                    if shared.is_mine(&link)
+                        && is_returned(record.state.phase, epoch)
+                        && let Some(peer) = record.peer
+                    {
+                        // It is the source's, that has yet to claim it.
+                        (link.owner, link.address) = (peer.daemon, peer.address);
+                    }
                     if !shared.is_mine(&link) && !watched.contains(&link.owner) {
                         self.watch(link.owner);
                         watched.push(link.owner);
@@ -234,33 +270,33 @@ impl Datastore {
     ) {
         let phase = served.ownership.phase();
         let mine = shared.is_mine(link);
+        if let Phase::Serving { epoch: at, .. } | Phase::Granted { epoch: at, .. } = phase
+            && (!mine || epoch != at)
+        {
+            daemon.migrations.forget(&served.config.id);
+            return served.taken_over(epoch, link);
+        }
+        self.serve_again(served, shared, epoch);
         match phase {
-            Phase::Serving { epoch: at, .. } | Phase::Granted { epoch: at, .. } => {
-                if !mine || epoch != at {
-                    daemon.migrations.forget(&served.config.id);
-                    served.taken_over(epoch, link);
-                } else {
-                    self.serve_again(served, shared);
-                }
-            }
-            // Its resolver finds out, and only a third host's claim is no answer to it.
+            Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. } => {}
+            // Given up, and not taken yet: its resolver's matter.
             Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => {}
-            Phase::Incoming { .. } => {}
             // Claimed by an earlier run of this daemon, and not recorded.
-            _ if mine => self.take_over_soon(daemon, served, shared, epoch, None),
+            _ if mine && !is_returned(phase, epoch) => {
+                self.take_over_soon(daemon, served, shared, epoch, None);
+            }
+            _ if self.is_over(link.owner) && self.settings.fence == Fence::None => {
+                self.tell(served, link);
+            }
             _ if self.is_over(link.owner) => {
-                if self.settings.fence == Fence::None {
-                    self.tell(served, link);
-                } else {
-                    self.take_over_soon(daemon, served, shared, epoch, Some(link.clone()));
-                }
+                self.take_over_soon(daemon, served, shared, epoch, Some(link.clone()));
             }
             _ => {}
         }
     }
 
     /// What lapsed, or has just begun, is served while the lease holds.
-    fn serve_again(&self, served: &Arc<Served>, shared: &SharedImage) {
+    fn serve_again(&self, served: &Arc<Served>, shared: &SharedImage, epoch: u64) {
         if !shared.lapsed.load(Ordering::Acquire) {
             return;
         }
@@ -276,6 +312,10 @@ impl Datastore {
         }
         if let Err(why) = served.retake() {
             tracing::warn!(disk = %served.config.id, why, "the disk is not served again yet");
+            return;
+        }
+        // Under the lock, where that counts between hosts: nobody was faster.
+        if !matches!(shared.newest(), Ok(Some((newest, _))) if newest == epoch) {
             return;
         }
         shared.lapsed.store(false, Ordering::Release);

@@ -204,6 +204,10 @@ impl Host {
         self.process.take().expect("it runs").kill();
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").0.id()
+    }
+
     pub fn restart(&mut self) {
         self.kill();
         self.start();
@@ -380,6 +384,15 @@ impl Guest {
         Guest {
             vmm: Some(vmm),
             ..self
+        }
+    }
+
+    /// Waits for what was asked before and not answered.
+    pub fn wait_read(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while self.queue.pop().unwrap().is_none() {
+            assert!(Instant::now() < until, "the disk is not served");
+            self.queue.wait(Duration::from_millis(20)).unwrap();
         }
     }
 

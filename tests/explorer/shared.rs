@@ -130,6 +130,8 @@ pub fn may_take_over(world: &World, here: usize) -> bool {
     match world.hosts[here].phase() {
         Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. } => false,
         Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => false,
+        // Handed back: it is the source's to claim the next.
+        Phase::Returned { epoch: at, .. } if owner == here && at == epoch => !other.runs(),
         _ if owner == here => true,
         _ => !other.runs() || other.lapsed,
     }

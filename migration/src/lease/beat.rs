@@ -129,7 +129,7 @@ pub fn read(datastore: &Path, daemon: DaemonId) -> io::Result<Option<Beat>> {
 /// A daemon's own beat.
 #[derive(Debug)]
 pub struct Heart {
-    file: File,
+    path: PathBuf,
     beat: Beat,
 }
 
@@ -149,15 +149,8 @@ impl Heart {
             .ok()
             .flatten()
             .map_or(0, |beat| beat.counter);
-        let path = path(datastore, daemon);
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
         Ok(Heart {
-            file,
+            path: path(datastore, daemon),
             beat: Beat {
                 daemon,
                 address: address.to_owned(),
@@ -172,8 +165,12 @@ impl Heart {
         self.beat.counter += 1;
         let mut sector = serde_json::to_vec(&self.beat)?;
         sector.resize(BEAT_BYTES, 0);
-        self.file.write_all_at(&sector, 0)?;
-        self.file.sync_data()
+        // Opened anew: a datastore that was unmounted is no place to keep a lease.
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(&self.path)?;
+        file.write_all_at(&sector, 0)?;
+        file.sync_all()
     }
 }
 

@@ -1,0 +1,355 @@
+//! Two daemons on one datastore: moves without a copy, leases, takeovers.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::rig::{Guest, Host, MIB, eventually, image, text};
+
+/// Long enough for a lease to run out and a takeover to follow, had there been one.
+const A_WHILE: Duration = Duration::from_millis(2500);
+
+struct Shared {
+    a: Host,
+    b: Host,
+    image: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Shared {
+    /// Disk `d` is A's, and B waits.
+    fn new(fence: &str) -> Shared {
+        let dir = tempfile::tempdir().unwrap();
+        let datastore = dir.path().join("datastore");
+        fs::create_dir(&datastore).unwrap();
+        let more = format!(
+            "[[datastore]]\npath = {datastore:?}\nfence = \"{fence}\"\nlease_ms = 500\nio_ms = 100\n"
+        );
+        let a = Host::with(dir.path(), "a", "", &more);
+        let b = Host::with(dir.path(), "b", "", &more);
+        let path = datastore.join("d.raw");
+        image(&path, MIB);
+        let shared = Shared {
+            a,
+            b,
+            image: path,
+            dir,
+        };
+        shared.a.add_as("d", &shared.image, &["--shared"]).ok();
+        shared.wait(&shared.b);
+        shared
+    }
+
+    fn wait(&self, host: &Host) {
+        let words = ["--shared", "--incoming"];
+        host.add_as("d", &self.image, &words).ok();
+    }
+}
+
+fn lease(host: &Host) -> Value {
+    host.run(&["lease", "show", "d"]).ok()["leases"][0].clone()
+}
+
+#[track_caller]
+fn wait_lease(host: &Host, state: &str) -> Value {
+    let mut line = Value::Null;
+    eventually(&format!("the lease is {state}"), || {
+        line = lease(host);
+        line["lease"] == state
+    });
+    line
+}
+
+fn stop(host: &Host, signal: &str) {
+    let pid = host.pid().to_string();
+    let status = std::process::Command::new("kill")
+        .args([signal, &pid])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
+fn shared_disk_moves_without_a_copy() {
+    let shared = Shared::new("none");
+    let Shared { a, b, image, .. } = &shared;
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    let line = a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    assert_eq!(line["in_sync"], true, "{line}");
+    let mut guest = guest.goes_on_at(&b.socket("d"));
+    guest.check();
+    a.wait_phase("moved");
+    assert_eq!(b.phase(), "serving");
+    assert!(image.exists(), "the image was set aside");
+    let status = a.run(&["migrate", "status"]).ok();
+    assert_eq!(status["disks"][0]["bytes_sent"], 0, "{status}");
+    assert_eq!(wait_lease(b, "held")["epoch"], 2);
+    assert_eq!(wait_lease(a, "elsewhere")["epoch"], 2);
+    // And back, after which neither restart changes anything.
+    b.run(&["migrate", "disk", "d", "--to", &a.peer()]).ok();
+    let mut guest = guest.goes_on_at(&a.socket("d"));
+    guest.check();
+    b.wait_phase("moved");
+    let Shared { mut a, mut b, .. } = shared;
+    b.restart();
+    assert_eq!(b.phase(), "moved");
+    a.restart();
+    assert_eq!(a.phase(), "serving");
+    Guest::at(&a.socket("d")).check();
+}
+
+#[test]
+fn shared_disk_is_handed_back() {
+    let shared = Shared::new("none");
+    let (a, b) = (&shared.a, &shared.b);
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let bases = guest.stop();
+    a.run(&["migrate", "release", "d"]).ok();
+    assert_eq!(b.phase(), "granted");
+    guest.resume(&bases);
+    guest.check();
+    assert_eq!(
+        (a.phase(), b.phase()),
+        ("serving".into(), "returned".into())
+    );
+    assert_eq!(wait_lease(a, "held")["epoch"], 3);
+    // What was returned is not what is served: another move is another claim.
+    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    guest.goes_on_at(&b.socket("d")).check();
+    assert_eq!(wait_lease(b, "held")["epoch"], 4);
+}
+
+#[test]
+fn shared_image_is_refused_to_all_but_its_owner() {
+    let shared = Shared::new("none");
+    let (b, path) = (&shared.b, text(&shared.image));
+    b.run(&["disk", "remove", "d"]).ok();
+    b.add_as("d", &shared.image, &[]).refused(&["--shared"]);
+    b.add_as("d", &shared.image, &["--shared"]).refused(&[
+        "epoch 1",
+        &shared.a.peer(),
+        "--incoming",
+    ]);
+    let socket = shared.dir.path().join("serve.sock");
+    crate::rig::ferry(&["serve", path, "--socket-path", text(&socket), "--json"])
+        .refused(&["hosts share"]);
+    let own = shared.dir.path().join("own.raw");
+    image(&own, MIB);
+    b.add_as("own", &own, &[]).ok();
+    b.run(&["disk", "remove", "own"]).ok();
+    b.add_as("own", &own, &["--shared"])
+        .refused(&["a disk of one host"]);
+}
+
+#[test]
+fn shared_disk_of_a_killed_host_is_taken_over() {
+    let Shared {
+        mut a,
+        b,
+        dir: _dir,
+        ..
+    } = Shared::new("lock-coherent");
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    // The VM starts there when its disk does.
+    let mut fresh = Guest::at(&b.socket("d"));
+    assert!(fresh.read(A_WHILE).is_none(), "two hosts serve");
+    a.kill();
+    fresh.check();
+    assert_eq!(b.phase(), "serving");
+    assert_eq!(wait_lease(&b, "held")["epoch"], 2);
+    // Who comes back finds out before it serves.
+    a.start();
+    assert_eq!(a.phase(), "taken over");
+    let mut late = Guest::at(&a.socket("d"));
+    assert!(late.read(A_WHILE).is_none(), "two hosts serve");
+    fresh.check();
+    // And takes over in its turn.
+    drop(fresh);
+    let mut b = b;
+    b.kill();
+    late.check();
+    assert_eq!(wait_lease(&a, "held")["epoch"], 3);
+}
+
+#[test]
+fn shared_disk_is_not_taken_over_without_a_fence() {
+    let Shared {
+        mut a,
+        b,
+        dir: _dir,
+        ..
+    } = Shared::new("none");
+    let owner = lease(&a)["owner"].as_str().unwrap().to_owned();
+    let wrong = lease(&b)["disk"].as_str().unwrap().to_owned();
+    b.run(&["lease", "break", "d", "--fenced", &owner])
+        .refused(&["has renewed its lease"]);
+    a.kill();
+    wait_lease(&b, "over");
+    std::thread::sleep(A_WHILE);
+    assert_eq!(b.phase(), "vacant");
+    b.run(&["lease", "break", "d", "--fenced", &wrong])
+        .refused(&["its owner is daemon", &owner]);
+    b.run(&["lease", "break", "d", "--fenced", &owner]).ok();
+    assert_eq!(b.phase(), "serving");
+    Guest::at(&b.socket("d")).check();
+    a.start();
+    assert_eq!(a.phase(), "taken over");
+}
+
+#[test]
+fn shared_disk_of_a_stopped_host_waits_for_its_lock() {
+    let shared = Shared::new("lock-coherent");
+    let (a, b) = (&shared.a, &shared.b);
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    stop(a, "-STOP");
+    wait_lease(b, "over");
+    // The process keeps what it may still write to.
+    std::thread::sleep(A_WHILE);
+    assert_ne!(b.phase(), "serving");
+    stop(a, "-CONT");
+    guest.check();
+    wait_lease(a, "held");
+    wait_lease(b, "elsewhere");
+    assert_eq!(lease(a)["epoch"], 1);
+}
+
+#[test]
+fn fence_command_is_asked_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let verdict = dir.path().join("verdict");
+    let command = dir.path().join("fence");
+    let script = format!(
+        "#!/bin/sh\necho \"$FERRY_DISK $FERRY_OWNER $FERRY_ADDRESS\" >>{}\nexit $(cat {})\n",
+        text(&said),
+        text(&verdict)
+    );
+    fs::write(&command, script).unwrap();
+    fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&verdict, "1").unwrap();
+    let Shared {
+        mut a,
+        b,
+        dir: _dir,
+        ..
+    } = Shared::new(&format!("command:{}", text(&command)));
+    let owner = lease(&a)["owner"].as_str().unwrap().to_owned();
+    a.kill();
+    eventually("the fence is asked", || said.exists());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(b.phase(), "vacant", "taken over though the fence said no");
+    let words = fs::read_to_string(&said).unwrap();
+    assert!(
+        words.starts_with(&format!("d {owner} {}", a.peer())),
+        "{words}"
+    );
+    fs::write(&verdict, "0").unwrap();
+    b.wait_phase("serving");
+    Guest::at(&b.socket("d")).check();
+}
+
+#[test]
+fn of_two_contenders_one_takes_over() {
+    let Shared {
+        mut a,
+        b,
+        image,
+        dir,
+    } = Shared::new("lock-coherent");
+    let more = format!(
+        "[[datastore]]\npath = {:?}\nfence = \"lock-coherent\"\nlease_ms = 500\nio_ms = 100\n",
+        image.parent().unwrap()
+    );
+    let c = Host::with(dir.path(), "c", "", &more);
+    c.add_as("d", &image, &["--shared", "--incoming"]).ok();
+    a.kill();
+    let serving = || [&b, &c].map(|host| host.phase() == "serving");
+    eventually("one takes over", || serving() != [false, false]);
+    std::thread::sleep(A_WHILE);
+    assert_ne!(serving(), [true, true], "both took over");
+    assert_ne!(serving(), [false, false]);
+    let claims = fs::read_dir(image.parent().unwrap().join(".ferry")).unwrap();
+    let epochs = claims.flatten().filter(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.starts_with(lease(&b)["disk"].as_str().unwrap())
+    });
+    assert_eq!(epochs.count(), 2, "an epoch was claimed for nothing");
+}
+
+#[test]
+fn host_that_cannot_renew_stops_serving() {
+    let shared = Shared::new("none");
+    let (a, datastore) = (&shared.a, shared.image.parent().unwrap());
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    // The datastore is gone, as far as the lease goes.
+    let (claims, away) = (datastore.join(".ferry"), datastore.join("away"));
+    fs::rename(&claims, &away).unwrap();
+    eventually("it stops serving", || {
+        a.disk("d").is_some_and(|disk| disk["lapsed"] == true)
+    });
+    assert!(guest.read(A_WHILE).is_none(), "served without a lease");
+    assert_eq!(a.phase(), "serving");
+    fs::rename(&away, &claims).unwrap();
+    wait_lease(a, "held");
+    guest.wait_read();
+}
+
+#[test]
+fn destination_that_dies_granted_does_not_keep_the_disk() {
+    let Shared {
+        a,
+        mut b,
+        dir: _dir,
+        ..
+    } = Shared::new("lock-coherent");
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let bases = guest.stop();
+    a.run(&["migrate", "release", "d"]).ok();
+    assert_eq!(b.phase(), "granted");
+    b.kill();
+    // The datastore is the witness that the link is not.
+    guest.resume(&bases);
+    guest.check();
+    assert_eq!(a.phase(), "serving");
+    assert_eq!(wait_lease(&a, "held")["epoch"], 3);
+    b.start();
+    assert_eq!(b.phase(), "taken over");
+}
+
+#[test]
+fn released_disk_is_claimed_back_when_the_link_is_gone() {
+    let Shared {
+        a,
+        mut b,
+        dir: _dir,
+        ..
+    } = Shared::new("none");
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let bases = guest.stop();
+    // It hears of the release and cannot answer; then it is gone.
+    stop(&b, "-STOP");
+    std::thread::scope(|scope| {
+        let release = scope.spawn(|| a.run(&["migrate", "release", "d"]));
+        std::thread::sleep(Duration::from_millis(300));
+        b.kill();
+        guest.resume(&bases);
+        guest.check();
+        let _ = release.join();
+    });
+    assert_eq!(a.phase(), "serving");
+    b.start();
+    // A grant that came now would be refused.
+    assert_eq!(b.phase(), "returned");
+}
