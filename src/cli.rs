@@ -159,15 +159,16 @@ enum WorkerCommand {
 
 #[derive(Subcommand)]
 enum MigrateCommand {
-    /// Copy a disk to another host, and keep the copy equal until it is released or cancelled.
+    /// Copy disks to another host, and keep the copies equal until they are released or cancelled.
     Disk {
-        /// Its name.
-        id: DiskId,
+        /// Their names. Several are of one VM: the other host gets all of them or none.
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<DiskId>,
         /// The other daemon.
         #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
     },
-    /// Hand a copied disk over. Its VM must be stopped, as at QEMU's pre-switchover. A VM whose
+    /// Hand a copied disk over, and those that move with it. Its VM must be stopped, as at QEMU's pre-switchover. A VM whose
     /// rings start at the other host where they stopped here does it by itself.
     #[command(visible_alias = "commit")]
     Release {
@@ -316,9 +317,13 @@ fn absolute(spec: DiskSpec) -> Done<DiskSpec> {
 
 fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
     match command {
-        MigrateCommand::Disk { id, to } => {
-            client.call("migrate.disk", json!({ "id": id, "to": to }))?;
-            let line = follow_disk(client, &id)?;
+        MigrateCommand::Disk { ids, to } => {
+            client.call("migrate.disk", json!({ "ids": ids, "to": to }))?;
+            for id in &ids[1..] {
+                follow_disk(client, id)?;
+            }
+            let id = &ids[0];
+            let line = follow_disk(client, id)?;
             show(&line, |line| {
                 if line["in_sync"] != true {
                     return format!("disk {id} has followed its VM to {to}");
@@ -337,7 +342,12 @@ fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
         MigrateCommand::Release { id } => {
             let report = client.call("migrate.release", json!({ "id": id }))?;
             show(&report, |report| {
-                format!("disk {id} is handed over\n{}", handover_table(report))
+                let one = [report.clone()];
+                let reports = report["handovers"]
+                    .as_array()
+                    .map_or(&one[..], |all| &all[..]);
+                let tables: Vec<_> = reports.iter().map(handover_table).collect();
+                format!("disk {id} is handed over\n{}", tables.join("\n"))
             });
         }
         MigrateCommand::Vm {

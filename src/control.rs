@@ -48,7 +48,7 @@ struct ResizeDisk {
 
 #[derive(Deserialize)]
 struct MoveDisk {
-    id: DiskId,
+    ids: Vec<DiskId>,
     to: String,
 }
 
@@ -147,14 +147,21 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
         "worker.list" => Ok(workers::lines(&daemon.workers())),
         "migrate.disk" => {
             let request: MoveDisk = take(parameters)?;
-            let handle = migrations.start(daemon, &request.id, &request.to)?;
-            serde_json::to_value(handle.status()).map_err(Failure::of)
+            let started = migrations.start(daemon, &request.ids, &request.to)?;
+            let status = started.iter().map(|(handle, _)| handle.status());
+            serde_json::to_value(status.collect::<Vec<_>>()).map_err(Failure::of)
         }
         "migrate.machine" => {
             let request: MachineRequest = take(parameters)?;
             Ok(migrations.start_machine(daemon.clone(), request)?.line())
         }
-        "migrate.release" => migrations.release(&take::<OneDisk>(parameters)?.id),
+        "migrate.release" => {
+            let mut reports = migrations.release(&take::<OneDisk>(parameters)?.id)?;
+            Ok(match reports.len() {
+                1 => reports.remove(0),
+                _ => json!({ "handovers": reports }),
+            })
+        }
         "migrate.cancel" => {
             let disk: OneDisk = take(parameters)?;
             migrations.cancel(&disk.id)?;

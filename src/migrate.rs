@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferry_migration::ids::{DaemonId, DiskId, MigrationId};
+use ferry_migration::ids::{DaemonId, DiskId, MEMBERS_MAX, Member, MigrationId};
+use ferry_migration::source::group::{Group, Meeting};
 use ferry_migration::source::{self, SourceError, SourceHandle, SourceParams, SourcePhase};
 use serde_json::{Value, json};
 
@@ -31,6 +32,9 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 struct Outgoing {
     handle: Arc<SourceHandle>,
     peer: String,
+    /// The disks that move as one, this one included, and where they meet.
+    together: Vec<DiskId>,
+    meeting: Option<Arc<Meeting>>,
 }
 
 /// All migrations of a daemon, by disk; the last one of each is kept to be asked about.
@@ -80,11 +84,14 @@ impl Migrations {
             .peer
             .map(|peer| peer.address)
             .unwrap_or_default();
+        let together = vec![id.clone()];
         self.disks().insert(
             id,
             Outgoing {
                 handle: handle.clone(),
                 peer,
+                together,
+                meeting: None,
             },
         );
         let watched = Arc::downgrade(&handle);
@@ -112,21 +119,100 @@ impl Migrations {
         }
     }
 
-    /// Starts moving a disk; one under way to the same peer is joined.
-    pub fn start(&self, daemon: &Daemon, id: &DiskId, peer: &str) -> Done<Arc<SourceHandle>> {
-        let served = daemon.disk(id)?;
-        if let Some(out) = self.disks().get(id)
-            && !ended(out.handle.status().phase)
-        {
-            if out.peer == peer {
-                return Ok(out.handle.clone());
-            }
-            return Err(Failure::Failed(format!(
-                "disk {id} is being moved to {}; cancel that first: ferry migrate cancel {id}",
-                out.peer
+    /// Starts moving disks that the other host is to have all or none of; those under way together
+    /// to the same peer are joined. Says which were.
+    pub fn start(
+        &self,
+        daemon: &Daemon,
+        ids: &[DiskId],
+        peer: &str,
+    ) -> Done<Vec<(Arc<SourceHandle>, bool)>> {
+        let mut ids = ids.to_vec();
+        ids.sort();
+        ids.dedup();
+        if ids.is_empty() || ids.len() > MEMBERS_MAX {
+            return Err(Failure::Usage(format!(
+                "name 1 to {MEMBERS_MAX} disks that are to move together"
             )));
         }
-        check_movable(&served)?;
+        if let Some(joined) = self.joined(&ids, peer)? {
+            return Ok(joined.into_iter().map(|handle| (handle, true)).collect());
+        }
+        // All that can be refused is, before anything begins.
+        let mut members = Vec::new();
+        for id in &ids {
+            let served = daemon.disk(id)?;
+            check_movable(&served)?;
+            let epoch = served.ownership.phase().epoch().saturating_add(1);
+            let disk = id.clone();
+            members.push(Member { disk, epoch });
+        }
+        let migration = MigrationId::random();
+        let meeting = (ids.len() > 1).then(|| Meeting::of(ids.len()));
+        let mut started: Vec<(Arc<SourceHandle>, bool)> = Vec::new();
+        for id in &ids {
+            let others = members.iter().filter(|member| member.disk != *id).cloned();
+            let group = meeting.clone().map(|meeting| Group {
+                members: others.collect(),
+                meeting: Some(meeting),
+                look: daemon.look(),
+            });
+            match self.start_one(daemon, id, peer, migration, group) {
+                Ok(handle) => started.push((handle, false)),
+                Err(error) => {
+                    for (handle, _) in &started {
+                        let _ = handle.cancel();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for id in &ids {
+            if let Some(out) = self.disks().get_mut(id) {
+                out.together.clone_from(&ids);
+                out.meeting.clone_from(&meeting);
+            }
+        }
+        Ok(started)
+    }
+
+    /// The migrations of these disks, if they are under way together already.
+    fn joined(&self, ids: &[DiskId], peer: &str) -> Done<Option<Vec<Arc<SourceHandle>>>> {
+        let disks = self.disks();
+        let under_way = |id: &DiskId| {
+            let out = disks.get(id)?;
+            (!ended(out.handle.status().phase)).then_some(out)
+        };
+        let Some((id, first)) = ids.iter().find_map(|id| Some((id, under_way(id)?))) else {
+            return Ok(None);
+        };
+        if first.peer != peer {
+            return Err(Failure::Failed(format!(
+                "disk {id} is being moved to {}; cancel that first: ferry migrate cancel {id}",
+                first.peer
+            )));
+        }
+        if first.together != ids {
+            let names: Vec<_> = first.together.iter().map(DiskId::as_str).collect();
+            return Err(Failure::Failed(format!(
+                "{} is being moved already, and not together with the same disks; cancel that \
+                 first: ferry migrate cancel {id}",
+                names.join(" "),
+            )));
+        }
+        let handles = ids.iter().filter_map(under_way);
+        Ok(Some(handles.map(|out| out.handle.clone()).collect()))
+    }
+
+    fn start_one(
+        &self,
+        daemon: &Daemon,
+        id: &DiskId,
+        peer: &str,
+        migration: MigrationId,
+        group: Option<Group>,
+    ) -> Done<Arc<SourceHandle>> {
+        let served = daemon.disk(id)?;
         self.forget(id);
         let kept = served.clone();
         let _size = kept.keep_size();
@@ -134,11 +220,12 @@ impl Migrations {
             disk: served.lifecycle(),
             ownership: served.ownership.clone(),
             disk_id: id.clone(),
-            migration: MigrationId::random(),
+            migration,
             peer: peer.to_owned(),
             shape: served.device.shape(),
             patience: Duration::from_millis(daemon.config.migration.patience_ms),
             shared: served.on_shared(),
+            group,
         })?;
         self.adopt(id.clone(), handle, served);
         if let Some(out) = self.disks().get_mut(id) {
@@ -147,14 +234,25 @@ impl Migrations {
         self.handle(id)
     }
 
-    /// Cancels a disk's migration.
+    /// The disks that move as one with this one.
+    fn together(&self, id: &DiskId) -> Vec<DiskId> {
+        let together = self.disks().get(id).map(|out| out.together.clone());
+        together.unwrap_or_else(|| vec![id.clone()])
+    }
+
+    /// Cancels a disk's migration, and of those that move with it.
     pub fn cancel(&self, id: &DiskId) -> Done {
         // A machine's move that has this disk is to stop as well, not to go on without it.
         self.machines()
             .iter()
             .filter(|machine| machine.moves(id))
             .for_each(|m| m.cancel());
-        Ok(self.handle(id)?.cancel()?)
+        let mut cancelled = Ok(());
+        for id in self.together(id) {
+            let done = self.handle(&id).and_then(|handle| Ok(handle.cancel()?));
+            cancelled = cancelled.and(done);
+        }
+        cancelled
     }
 
     /// A person's word that the peer is off: a disk in doubt is served here again.
@@ -162,10 +260,35 @@ impl Migrations {
         Ok(self.handle(id)?.resolve(fenced, RELEASE_PATIENCE)?)
     }
 
-    /// Hands a disk over.
-    pub fn release(&self, id: &DiskId) -> Done<Value> {
-        let report = self.handle(id)?.release(RELEASE_PATIENCE)?;
-        serde_json::to_value(report).map_err(Failure::of)
+    /// Hands a disk over, and those that move with it: all go, or none. The report of each.
+    pub fn release(&self, id: &DiskId) -> Done<Vec<Value>> {
+        let ids = self.together(id);
+        let handles = ids.iter().map(|id| self.handle(id));
+        self.release_together(id, &handles.collect::<Done<Vec<_>>>()?)
+    }
+
+    /// Releases the disks that move together with `id` at the same time; the first error, if there
+    /// is one.
+    fn release_together(&self, id: &DiskId, handles: &[Arc<SourceHandle>]) -> Done<Vec<Value>> {
+        let meeting = self.disks().get(id).and_then(|out| out.meeting.clone());
+        if let Some(meeting) = meeting {
+            meeting.begin();
+        }
+        let reports: Vec<_> = std::thread::scope(|scope| {
+            let release = |handle: &Arc<SourceHandle>| {
+                let handle = handle.clone();
+                scope.spawn(move || handle.release(RELEASE_PATIENCE))
+            };
+            let running: Vec<_> = handles.iter().map(release).collect();
+            let ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
+            ended.collect()
+        });
+        let mut values = Vec::new();
+        for report in reports {
+            let gone = |_| Failure::Failed("a release ended early; this is a defect".into());
+            values.push(serde_json::to_value(report.map_err(gone)??).map_err(Failure::of)?);
+        }
+        Ok(values)
     }
 
     /// Starts moving a machine; the disks first.
@@ -243,6 +366,7 @@ fn line(id: &DiskId, out: &Outgoing) -> Value {
     let mut line = serde_json::to_value(out.handle.status()).unwrap_or_default();
     line["id"] = json!(id);
     line["to"] = json!(out.peer);
+    line["together"] = json!(out.together);
     line
 }
 

@@ -24,5 +24,7 @@ mod rig;
 mod shared;
 #[path = "daemon/thin.rs"]
 mod thin;
+#[path = "daemon/together.rs"]
+mod together;
 #[path = "daemon/workers.rs"]
 mod workers;

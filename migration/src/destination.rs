@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
@@ -31,17 +31,22 @@ use crate::codec::{
     self, Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned,
     read_frame, refused, write_message,
 };
-use crate::handover::{self, Datastore, Step, Word};
+use crate::handover::{self, Datastore, Step, Together, Word};
 use crate::ids::{Claim, DiskId};
 use crate::lease::Ownership;
 use crate::lease::ownership::{Applied, OwnershipError};
 use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::negotiate::Hello;
+use crate::phase::Event;
 use crate::qmp;
 use crate::transport::{self, Paced};
 
 /// Conversations at once: many disks, and room for questions about them.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a disk waits for those that it moves with, before it says so.
+const GROUP_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const GROUP_LOOK: Duration = Duration::from_millis(1);
 /// How soon a failed activation is tried again.
 const ARM_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stranger may take to say something.
@@ -163,6 +168,11 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
     // The record's mutex orders this against an activation: whoever comes second sees the first.
     session::clearing(|| {
         let mut why = None;
+        if ask.though_granted && group(host, &ownership, claim) == Together::Begun {
+            // One of its VM's disks is served here, so this one goes with it.
+            return say(&ownership, claim, String::new())
+                .unwrap_or_else(|| refused("a disk that moves with it is served here"));
+        }
         for step in handover::on_hand_back(migration, epoch, ask.though_granted) {
             let Step::Record(event) = step else { continue };
             match ownership.apply(event) {
@@ -181,6 +191,58 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
             refused(why.unwrap_or_else(|| "the attempt is not known here".into()))
         })
     })
+}
+
+/// What becomes of the disks that `ownership`'s moves with.
+fn group(host: &Arc<dyn DestinationHost>, ownership: &Ownership, claim: &Claim) -> Together {
+    let members = ownership.record().members;
+    let states: Vec<_> = members
+        .iter()
+        .map(|member| {
+            let known = host.ownership(&member.disk);
+            (known.map(|known| known.state()), member.epoch)
+        })
+        .collect();
+    let members = states.iter().map(|(state, epoch)| (state.as_ref(), *epoch));
+    handover::together(claim.migration, members)
+}
+
+/// Makes an activation durable, together with the disks that it moves with: waits until they are
+/// granted too, and fails when one never will be.
+fn activate(
+    host: &Arc<dyn DestinationHost>,
+    ownership: &Ownership,
+    claim: &Claim,
+    event: Event,
+) -> Result<Applied, ActivationError> {
+    if ownership.record().members.is_empty() {
+        return Ok(ownership.apply(event)?);
+    }
+    let until = Instant::now() + GROUP_PATIENCE;
+    loop {
+        // Against a hand-back of one of them.
+        let done = session::clearing(|| match group(host, ownership, claim) {
+            Together::All | Together::Begun => Some(ownership.apply(event).map_err(Into::into)),
+            Together::Never => Some(Err(ActivationError::Never)),
+            Together::Waiting => None,
+        });
+        match done {
+            Some(done) => return done,
+            None if Instant::now() >= until => return Err(ActivationError::Late),
+            None => std::thread::sleep(GROUP_LOOK),
+        }
+    }
+}
+
+/// Why a granted disk is not activated.
+#[derive(Debug, thiserror::Error)]
+enum ActivationError {
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    #[error("a disk of the same VM was not granted, so none of them is served here")]
+    Never,
+    #[error("a disk of the same VM is not granted yet")]
+    Late,
 }
 
 /// What the record makes of an attempt, for its source; `reason` is why it was returned, if it was.
@@ -244,9 +306,12 @@ fn arm(
                 continue;
             }
             let Step::Record(event) = step else { break };
-            if let Err(error) = ours.ownership.apply(event) {
+            if let Err(error) = activate(&host, &ours.ownership, &claim, event) {
                 tracing::error!(%claim, %error, "the disk's rings stay unserved");
-                if matches!(error, OwnershipError::Lease(_)) {
+                if matches!(
+                    error,
+                    ActivationError::Late | ActivationError::Ownership(OwnershipError::Lease(_))
+                ) {
                     arm_later(ours, host, claim, voice);
                 }
                 return false;

@@ -194,6 +194,51 @@ pub fn answer(state: &State, migration: MigrationId, epoch: u64) -> Option<Word>
     }
 }
 
+/// Destination: what is known of the disks of one VM that move as one decides for all of them. Each
+/// is given by its state here and the epoch that it was to have; `None` for one that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Together {
+    /// All are granted, or were served here since: this one may be served too.
+    All,
+    /// One was served here: none can be handed back any more.
+    Begun,
+    /// Not all are granted yet.
+    Waiting,
+    /// One can never be granted: none may be served here.
+    Never,
+}
+
+/// See [`Together`].
+pub fn together<'a>(
+    migration: MigrationId,
+    members: impl Iterator<Item = (Option<&'a State>, u64)>,
+) -> Together {
+    let mut worst = Together::All;
+    let mut begun = false;
+    for (state, epoch) in members {
+        match state.and_then(|state| answer(state, migration, epoch)) {
+            Some(Word::Activated) => begun = true,
+            Some(Word::Granted | Word::Grant) => {}
+            Some(Word::Returned) => worst = Together::Never,
+            None if worst == Together::All => worst = Together::Waiting,
+            None => {}
+        }
+    }
+    match worst {
+        Together::All if begun => Together::Begun,
+        worst => worst,
+    }
+}
+
+/// Source: whether a disk that was given up with others stays so; when one of them is back, or was
+/// never given up, all have to come back.
+pub fn is_given_up(state: &State, migration: MigrationId) -> bool {
+    matches!(state.phase,
+        Phase::Released { migration: m, .. }
+        | Phase::Handed { migration: m, .. }
+        | Phase::Moved { migration: m, .. } if m == migration)
+}
+
 /// Whether a disk that is offered may be received, by what the record says of it.
 pub fn takes_offers(phase: &Phase) -> bool {
     matches!(

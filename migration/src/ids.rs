@@ -122,6 +122,18 @@ pub struct Claim {
     pub epoch: u64,
 }
 
+/// Another disk of the same VM, which moves with it or not at all: same attempt, its own epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Member {
+    /// The disk.
+    pub disk: DiskId,
+    /// The epoch that it has once the destination owns it.
+    pub epoch: u64,
+}
+
+/// Most disks that move as one.
+pub const MEMBERS_MAX: usize = 64;
+
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

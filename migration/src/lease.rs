@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use crate::envelope::ENVELOPE_BYTES_MAX;
-use crate::ids::DaemonId;
+use crate::ids::{DaemonId, Member};
 use crate::phase::{Phase, State};
 pub use ownership::Ownership;
 pub use restart::Restart;
@@ -52,6 +52,8 @@ pub struct Record {
     pub peer: Option<Peer>,
     /// The device's state that came with the grant, until it is activated.
     pub device_state: Option<Vec<u8>>,
+    /// The disks that move with it or not at all, while it is on its way.
+    pub members: Vec<Member>,
 }
 
 impl Record {
@@ -67,6 +69,7 @@ impl Record {
             state,
             peer: None,
             device_state: None,
+            members: Vec::new(),
         }
     }
 }

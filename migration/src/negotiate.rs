@@ -4,7 +4,7 @@ use ferry_dataplane::lifecycle::Geometry;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{Claim, DaemonId};
+use crate::ids::{Claim, DaemonId, MEMBERS_MAX, Member};
 use crate::schema::blk_v1::BlkV1;
 use crate::schema::check_blk;
 
@@ -30,6 +30,8 @@ pub struct Hello {
     pub image: ImageKind,
     /// The device as it is now: capacity, block, queues, features, serial.
     pub shape: BlkV1,
+    /// The VM's other disks, all in this attempt: the destination serves all of them or none.
+    pub members: Vec<Member>,
 }
 
 /// The destination's consent.
@@ -44,6 +46,9 @@ pub fn check_hello(hello: &Hello) -> Result<(), String> {
     check_blk(&hello.shape).map_err(|error| error.to_string())?;
     if hello.shape.read_only {
         return Err("read-only disks are not moved by copying; share the image instead".into());
+    }
+    if hello.members.len() > MEMBERS_MAX {
+        return Err(format!("at most {MEMBERS_MAX} disks move as one"));
     }
     if hello.claim.epoch < 2 {
         return Err(format!(

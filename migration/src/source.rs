@@ -10,6 +10,7 @@
 //!   it does not own it, and after that is recorded here.
 
 mod copy;
+pub mod group;
 mod link;
 mod resolve;
 mod run;
@@ -32,6 +33,7 @@ use crate::phase::Phase;
 use crate::report::HandoverReport;
 use crate::schema::{self, blk_v1::BlkV1};
 use crate::sync::lock;
+use group::{Group, Look};
 use resolve::Resolver;
 use shared::{Live, Shared};
 
@@ -54,6 +56,8 @@ pub struct SourceParams {
     pub patience: Duration,
     /// The destination sees the same image: only ownership moves.
     pub shared: Option<Arc<dyn SharedDisk>>,
+    /// The VM's other disks, which move with it or not at all.
+    pub group: Option<Group>,
 }
 
 /// Where a migration stands.
@@ -205,6 +209,7 @@ pub fn resolve(
     ownership: Arc<Ownership>,
     disk_id: DiskId,
     on_shared: Option<Arc<dyn SharedDisk>>,
+    look: Look,
 ) -> Result<SourceHandle, SourceError> {
     let record = ownership.record();
     let (Phase::Released { migration, epoch } | Phase::Handed { migration, epoch }) =
@@ -212,6 +217,11 @@ pub fn resolve(
     else {
         return Err(refused("the disk's record knows of no release to resolve"));
     };
+    let group = (!record.members.is_empty()).then_some(Group {
+        members: record.members,
+        meeting: None,
+        look,
+    });
     let peer = record
         .peer
         .ok_or_else(|| refused("the disk's record does not name the peer"))?;
@@ -233,6 +243,7 @@ pub fn resolve(
             claim: &claim,
             peer: &peer,
             on_shared: on_shared.as_deref(),
+            group: group.as_ref(),
         };
         let phase = resolver.run(
             HandoverReport {

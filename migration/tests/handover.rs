@@ -238,7 +238,14 @@ fn a_source_that_restarts_in_doubt_finds_out() {
     drop(handle);
     let end = |disk: &Arc<support::FakeDisk>| {
         let disk = support::as_lifecycle(disk);
-        source::resolve(&disk, world.ownership.clone(), disk_id(), None).unwrap()
+        source::resolve(
+            &disk,
+            world.ownership.clone(),
+            disk_id(),
+            None,
+            Arc::new(|_| None),
+        )
+        .unwrap()
     };
     let handle = end(&world.disk);
     wait_for("the grant to be known", || {

@@ -31,6 +31,7 @@ fn hello(world: &World, claim: &Claim) -> Message {
         daemon: DaemonId::random(),
         image: ImageKind::Raw,
         shape: world.disk.shape(),
+        members: vec![],
     })
 }
 

@@ -16,7 +16,7 @@ use ferry_migration::lease::{
     FileStore, MemoryStore, Ownership, Record, RecordStore, Restart, identity,
 };
 use ferry_migration::phase::{Event, Phase};
-use ferry_migration::source;
+use ferry_migration::source::{self, group::Look};
 use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
 use ferry_vhost::session;
 use uuid::Uuid;
@@ -448,12 +448,22 @@ impl Daemon {
                     served.ownership.clone(),
                     id.clone(),
                     served.on_shared(),
+                    self.look(),
                 )?;
                 self.migrations.adopt(id, handle, served.clone());
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// How a disk stands here, for one that was given up together with it.
+    pub fn look(&self) -> Look {
+        let own = self.own.clone();
+        Arc::new(move |id| {
+            let served = own.upgrade()?.disks().get(id).cloned()?;
+            Some(served.ownership.state())
+        })
     }
 
     /// Lets the VMM's group use the socket, where this process may.

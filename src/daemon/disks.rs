@@ -314,7 +314,7 @@ mod tests {
             daemon,
         };
         ownership.apply(Event::Create).unwrap();
-        ownership.release(migration, peer).unwrap();
+        ownership.release(migration, peer, vec![]).unwrap();
         ownership
             .apply(Event::ActivatedThere { migration, epoch })
             .unwrap();
@@ -398,7 +398,9 @@ mod tests {
         };
         let uuid = served.ownership.disk_uuid();
         let ownership = &served.ownership;
-        ownership.accept(migration, epoch, uuid, peer).unwrap();
+        ownership
+            .accept(migration, epoch, uuid, peer, vec![])
+            .unwrap();
         let backend = served
             .config
             .path

@@ -117,7 +117,7 @@ impl Host {
             ProgressBar::hidden()
         };
         self.client
-            .call("migrate.disk", json!({ "id": id, "to": peer }))?;
+            .call("migrate.disk", json!({ "ids": [id], "to": peer }))?;
         let began = Instant::now();
         loop {
             check()?;

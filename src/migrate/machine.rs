@@ -3,7 +3,7 @@
 //! ```text
 //!   copy the disks, until in sync                   undo: cancel those begun here
 //!   QEMU: pause-before-switchover, migrate          undo: migrate_cancel
-//!   at pre-switchover: release each disk            undo: ask each back, and only then `cont`
+//!   at pre-switchover: release the disks as one     undo: ask each back, and only then `cont`
 //!   migrate-continue, until completed               undo: the same
 //!   cont at the destination                         no undo: the machine runs there
 //! ```
@@ -261,12 +261,11 @@ impl Run<'_> {
     fn copy_disks(&self, made: &mut Made) -> Done {
         self.machine.step("copying the disks");
         let migrations = &self.daemon.migrations;
-        for id in &self.request().disks {
-            // A copy that was in sync before is left as it was if this fails.
-            let joined = migrations.is_active(id);
-            let handle = migrations.start(self.daemon, id, &self.request().to)?;
-            made.disks.push(Disk { handle, joined });
-        }
+        let request = self.request();
+        // A copy that was in sync before is left as it was if this fails.
+        let started = migrations.start(self.daemon, &request.disks, &request.to)?;
+        let disk = |(handle, joined)| Disk { handle, joined };
+        made.disks.extend(started.into_iter().map(disk));
         let cancelled = || self.machine.cancelled.load(Ordering::SeqCst);
         made.disks
             .iter()
@@ -290,11 +289,8 @@ impl Run<'_> {
         made.migrating = true;
         self.await_state(here, "pre-switchover", MEMORY_PATIENCE, true)?;
         self.machine.step("handing the disks over");
-        for disk in &made.disks {
-            let report = disk.handle.release(super::RELEASE_PATIENCE)?;
-            let report = serde_json::to_value(report).unwrap_or_default();
-            self.machine.progress().handovers.push(report);
-        }
+        let reports = self.daemon.migrations.release(&request.disks[0])?;
+        self.machine.progress().handovers.extend(reports);
         self.machine.step("completing the machine's migration");
         here.execute("migrate-continue", json!({ "state": "pre-switchover" }))?;
         let done = self.await_state(here, "completed", STOPPED_PATIENCE, false)?;

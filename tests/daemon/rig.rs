@@ -387,8 +387,11 @@ impl Guest {
         }
     }
 
-    /// Waits for what was asked before and not answered.
-    pub fn wait_read(&mut self) {
+    /// Waits for what was asked before and not answered; if there is no such thing, asks.
+    pub fn wait_any(&mut self) {
+        if self.queue.in_flight() == 0 {
+            return self.check();
+        }
         let until = Instant::now() + PATIENCE;
         while self.queue.pop().unwrap().is_none() {
             assert!(Instant::now() < until, "the disk is not served");

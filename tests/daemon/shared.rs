@@ -299,7 +299,7 @@ fn host_that_cannot_renew_stops_serving() {
     assert_eq!(a.phase(), "serving");
     fs::rename(&away, &claims).unwrap();
     wait_lease(a, "held");
-    guest.wait_read();
+    guest.wait_any();
 }
 
 #[test]

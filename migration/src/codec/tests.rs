@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::ids::{DaemonId, MigrationId};
+use crate::ids::{DaemonId, Member, MigrationId};
 use crate::negotiate::ImageKind;
 use crate::schema::blk_v1::BlkV1;
 
@@ -33,6 +33,10 @@ fn samples() -> Vec<Message> {
             daemon,
             image: ImageKind::Raw,
             shape,
+            members: vec![Member {
+                disk: claim.disk.clone(),
+                epoch: 3,
+            }],
         }),
         Message::Ready(Ready { daemon }),
         refused("no"),

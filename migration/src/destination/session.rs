@@ -261,10 +261,13 @@ fn prepare_alone(
     let accepted = check_target(hello, geometry).and_then(|()| {
         let held = target.disk.quiesce(notice);
         held.map_err(|error| error.to_string())?;
-        match target
-            .ownership
-            .accept(claim.migration, claim.epoch, hello.disk_uuid, peer)
-        {
+        match target.ownership.accept(
+            claim.migration,
+            claim.epoch,
+            hello.disk_uuid,
+            peer,
+            hello.members.clone(),
+        ) {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Repeated) => Err(format!("{claim} is being received already")),
             Err(error) => Err(error.to_string()),

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use uuid::Uuid;
 
 use super::{LeaseError, Peer, Record, RecordStore};
-use crate::ids::{DaemonId, MigrationId};
+use crate::ids::{DaemonId, Member, MigrationId};
 use crate::phase::{self, Event, Phase, Refusal, State};
 use crate::sync::lock;
 
@@ -99,24 +99,32 @@ impl Ownership {
         self.apply_with(event, |_| ())
     }
 
-    /// Source: gives the disk up to `peer`.
-    pub fn release(&self, migration: MigrationId, peer: Peer) -> Result<Applied, OwnershipError> {
+    /// Source: gives the disk up to `peer`, together with `members`.
+    pub fn release(
+        &self,
+        migration: MigrationId,
+        peer: Peer,
+        members: Vec<Member>,
+    ) -> Result<Applied, OwnershipError> {
         self.apply_with(Event::Release { migration }, |record| {
             record.peer = Some(peer);
+            record.members = members;
         })
     }
 
-    /// Destination: a copy of the disk `disk_uuid` is about to arrive.
+    /// Destination: a copy of the disk `disk_uuid` is about to arrive, together with `members`.
     pub fn accept(
         &self,
         migration: MigrationId,
         epoch: u64,
         disk_uuid: Uuid,
         peer: Peer,
+        members: Vec<Member>,
     ) -> Result<Applied, OwnershipError> {
         self.apply_with(Event::Accept { migration, epoch }, |record| {
             record.disk_uuid = disk_uuid;
             record.peer = Some(peer);
+            record.members = members;
         })
     }
 
@@ -154,6 +162,7 @@ impl Ownership {
         }
         if matches!(state.phase, Phase::Serving { .. }) {
             record.peer = None;
+            record.members.clear();
         }
         record.state = state;
         record.owner = self.daemon;

@@ -24,6 +24,7 @@ fn record(phase: Phase) -> Record {
             daemon: DaemonId(Uuid::from_u128(3)),
         }),
         device_state: Some(vec![0, 1, 255]),
+        members: vec![],
     }
 }
 
@@ -154,16 +155,16 @@ fn nothing_is_believed_that_is_not_stored() {
         address: "b:1".into(),
         daemon: DaemonId::random(),
     };
-    let error = ownership.release(id(1), peer.clone()).unwrap_err();
+    let error = ownership.release(id(1), peer.clone(), vec![]).unwrap_err();
     assert!(matches!(error, OwnershipError::Lease(_)));
     assert!(ownership.may_serve());
     fails.store(false, Ordering::SeqCst);
     assert_eq!(
-        ownership.release(id(1), peer.clone()).unwrap(),
+        ownership.release(id(1), peer.clone(), vec![]).unwrap(),
         Applied::Changed
     );
     assert_eq!(
-        ownership.release(id(1), peer.clone()).unwrap(),
+        ownership.release(id(1), peer.clone(), vec![]).unwrap(),
         Applied::Repeated
     );
     assert!(!ownership.may_serve());

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{Peer, Record};
 use crate::envelope::ENVELOPE_BYTES_MAX;
-use crate::ids::{DaemonId, MigrationId};
+use crate::ids::{BadDiskId, DaemonId, MEMBERS_MAX, Member, MigrationId};
 use crate::phase::{Phase, REFUSED_MAX, RefusedId, State};
 
 #[derive(Serialize, Deserialize)]
@@ -18,6 +18,14 @@ struct LeaseV1 {
     peer: Option<PeerV1>,
     /// Hexadecimal.
     device_state: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    members: Vec<MemberV1>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberV1 {
+    disk: String,
+    epoch: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,6 +79,14 @@ pub(super) fn print(record: &Record) -> Vec<u8> {
             daemon: p.daemon.0,
         }),
         device_state: record.device_state.as_deref().map(hex),
+        members: record
+            .members
+            .iter()
+            .map(|member| MemberV1 {
+                disk: member.disk.to_string(),
+                epoch: member.epoch,
+            })
+            .collect(),
     };
     let mut text = serde_json::to_vec_pretty(&lease).expect("plain data prints");
     text.push(b'\n');
@@ -101,6 +117,19 @@ pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
     if phase != Phase::Vacant && phase.epoch() == 0 {
         return Err("epoch 0".into());
     }
+    if lease.members.len() > MEMBERS_MAX {
+        return Err("it moves with too many disks".into());
+    }
+    let members = lease.members.into_iter().map(|member| {
+        Ok(Member {
+            disk: member
+                .disk
+                .parse()
+                .map_err(|error: BadDiskId| error.to_string())?,
+            epoch: member.epoch,
+        })
+    });
+    let members = members.collect::<Result<_, String>>()?;
     if lease.refused.len() > REFUSED_MAX {
         return Err("it refuses too many migrations".into());
     }
@@ -121,6 +150,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
             daemon: DaemonId(p.daemon),
         }),
         device_state,
+        members,
     })
 }
 

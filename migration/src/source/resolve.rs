@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::group::Group;
 use super::run::micros;
 use super::shared::{Live, Shared, Verdict};
 use super::{SourceError, SourcePhase};
@@ -23,6 +24,8 @@ use crate::transport;
 
 /// How often the destination is asked while it matters.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How often the disks that went with it are looked at.
+const GROUP_LOOK: Duration = Duration::from_millis(200);
 /// How often it is asked whether it serves by now, when it is known to own the disk.
 const IDLE_ASK_EVERY: Duration = Duration::from_secs(5);
 
@@ -32,6 +35,8 @@ pub(super) struct Resolver<'a> {
     pub claim: &'a Claim,
     pub peer: &'a Peer,
     pub on_shared: Option<&'a dyn SharedDisk>,
+    /// The disks that went with it.
+    pub group: Option<&'a Group>,
 }
 
 /// What is known when the resolver wakes.
@@ -50,8 +55,17 @@ impl Resolver<'_> {
         let began = Instant::now();
         let mut acknowledged = false;
         let mut ask_at = Instant::now();
+        let mut look_at = Instant::now() + GROUP_LOOK;
         loop {
-            let news = self.news(ask_at, deadline);
+            if Instant::now() >= look_at {
+                look_at = Instant::now() + GROUP_LOOK;
+                self.follow_the_others();
+            }
+            let deadline_or_look = match self.group {
+                Some(_) => Some(deadline.map_or(look_at, |at| at.min(look_at))),
+                None => deadline,
+            };
+            let news = self.news(ask_at, deadline_or_look);
             if news.detach {
                 return SourcePhase::Detached;
             }
@@ -162,6 +176,16 @@ impl Resolver<'_> {
             {
                 tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
             }
+        }
+    }
+
+    /// When one of the VM's disks is back, or never went, this one has to come back too.
+    fn follow_the_others(&self) {
+        let migration = self.claim.migration;
+        if self.group.is_some_and(|group| !group.holds(migration)) && !self.shared.live().restarted
+        {
+            tracing::warn!(claim = %self.claim, "a disk of the same VM is back: this one is asked back");
+            self.shared.tell(|live| live.restarted = true);
         }
     }
 

@@ -13,13 +13,14 @@ use crossbeam_channel::Sender;
 use ferry_dataplane::lifecycle::{TapEvent, WriteTap};
 
 use super::copy::Copier;
+use super::group::{Meeting, Stage};
 use super::link::{Control, Link};
 use super::resolve::Resolver;
 use super::shared::Shared;
 use super::{SourceError, SourceParams, SourcePhase, Stop};
 use crate::codec::{self, Message, read_frame, write_message};
 use crate::handover::{self, Step};
-use crate::ids::Claim;
+use crate::ids::{Claim, Member};
 use crate::lease::Peer;
 use crate::negotiate::{Hello, ImageKind, Ready};
 use crate::phase::Phase;
@@ -93,6 +94,9 @@ impl Conductor {
     pub fn run(self) {
         let ended = super::Ended(self.shared.clone());
         let result = self.carry_out();
+        if let (Err(stop), Some(meeting)) = (&result, self.meeting()) {
+            meeting.fail(&self.claim.disk, &stop.to_string());
+        }
         self.shared.tell(|live| {
             let (phase, error) = match result {
                 Ok(phase) => (phase, None),
@@ -131,6 +135,7 @@ impl Conductor {
                     claim: &self.claim,
                     peer: &peer,
                     on_shared: self.params.shared.as_deref(),
+                    group: self.params.group.as_ref(),
                 };
                 Ok(resolver.run(report, Some(deadline)))
             }
@@ -185,6 +190,7 @@ impl Conductor {
                 None => ImageKind::Raw,
             },
             shape: self.params.shape.clone(),
+            members: self.members(),
         };
         write_message(&mut stream, &Message::Hello(hello)).map_err(lost)?;
         let _ = stream.set_read_timeout(Some(ANSWER_PATIENCE));
@@ -243,6 +249,9 @@ impl Conductor {
                 Err(Halt::End(stop)) => return Err(stop),
                 Err(Halt::Stay(error)) => error,
             };
+            if let (None, Some(meeting)) = (&proof, self.meeting()) {
+                meeting.refuse(&self.claim.disk, &error.to_string());
+            }
             if proof.is_some() {
                 let reason = codec::cut(error.to_string());
                 let passing = true;
@@ -374,6 +383,10 @@ impl Conductor {
             Stop::Lost(format!("the device's state cannot be exported: {error}"))
         })?;
         report.export_us = lap.next();
+        if let Some(meeting) = self.meeting() {
+            let met = meeting.reach(&self.claim.disk, Stage::Ready, proof.is_none(), deadline);
+            met.map_err(|why| Halt::Stay(SourceError::Refused(why)))?;
+        }
         // The rings are stopped: it cannot fail any more after this look.
         let whole = match tap.take() {
             Some(tap) => !tap.failed.load(Ordering::Acquire),
@@ -399,6 +412,14 @@ impl Conductor {
                 (Step::Record(_), _) => {
                     self.record_release(peer)?;
                     report.release_durable_us = lap.next();
+                    if let Some(meeting) = self.meeting() {
+                        let met = meeting.reach(&self.claim.disk, Stage::Released, true, deadline);
+                        if let Err(why) = met {
+                            // Given up, and not granted: the destination is asked to settle that.
+                            self.shared.lose(why);
+                            return Ok(());
+                        }
+                    }
                 }
                 (Step::LetGo, Some(image)) => {
                     if let Err(why) = image.let_go() {
@@ -416,9 +437,18 @@ impl Conductor {
         Ok(())
     }
 
+    fn meeting(&self) -> Option<&Meeting> {
+        self.params.group.as_ref()?.meeting.as_deref()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let group = self.params.group.as_ref();
+        group.map_or_else(Vec::new, |group| group.members.clone())
+    }
+
     fn record_release(&self, peer: &Peer) -> Result<(), Halt> {
         let ownership = &self.params.ownership;
-        let released = ownership.release(self.claim.migration, peer.clone());
+        let released = ownership.release(self.claim.migration, peer.clone(), self.members());
         released.map(|_| ()).map_err(|error| {
             // Either record may be on the disk now. Nothing was granted, so both are safe.
             if let Err(again) = ownership.store_again() {

@@ -88,6 +88,7 @@ impl World {
             shape: self.disk.shape(),
             patience: Duration::from_secs(1),
             shared: None,
+            group: None,
         }
     }
 
