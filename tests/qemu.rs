@@ -20,6 +20,8 @@ mod moves;
 mod pull;
 #[path = "qemu/rig.rs"]
 mod rig;
+#[path = "qemu/shared.rs"]
+mod shared;
 
 use libtest_mimic::Arguments;
 
@@ -34,6 +36,7 @@ fn main() {
         moves::trials(),
         broken_moves::trials(),
         pull::trials(),
+        shared::trials(),
         kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

@@ -170,6 +170,12 @@ impl<'d> Daemon<'d> {
         )
     }
 
+    /// Adds a disk on a datastore that the other daemon has too; `incoming` when it is there.
+    pub fn add_shared(&self, id: &str, path: &str, queues: u16, incoming: bool) -> Check<PathBuf> {
+        let words = ["--shared", "--incoming"];
+        self.add(id, path, queues, &words[..1 + usize::from(incoming)])
+    }
+
     /// Adds a disk that the guest may only read.
     pub fn add_read_only(&self, id: &str, path: &str, queues: u16) -> Check<PathBuf> {
         self.add(id, path, queues, &["--read-only"])

@@ -46,6 +46,8 @@ pub struct Options {
     /// What the link to the second daemon lets through, so that a copy to it
     /// lasts long enough to be disturbed.
     pub link_bytes_per_second: u64,
+    /// Both daemons see one image; so long goes a lease, in milliseconds.
+    pub shared_lease_ms: Option<u64>,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
             bytes: 64 * image::MIB,
             full: false,
             link_bytes_per_second: UNLIMITED,
+            shared_lease_ms: None,
         }
     }
 }
@@ -86,16 +89,31 @@ impl<'d> Pair<'d> {
     /// Starts both daemons, and the guest at the first.
     pub fn start(dir: &'d TestDir, options: Options) -> Check<Self> {
         let machine = Machine::default();
-        let image = dir.path("a.img");
+        let shared = options.shared_lease_ms;
+        let datastore = dir.path("datastore");
+        std::fs::create_dir_all(&datastore)?;
+        let image = match shared {
+            Some(_) => datastore.join("d.img"),
+            None => dir.path("a.img"),
+        };
         if options.full {
             image::create_full(&image, options.bytes)?;
         } else {
             image::create(&image, options.bytes)?;
         }
-        let daemon = |side: &str| Daemon::spawn(dir, side, &[ferry_qmp(dir, side)], "");
+        let extra = shared.map_or(String::new(), |lease_ms| {
+            format!(
+                "[[datastore]]\npath = {datastore:?}\nfence = \"lock-coherent\"\n\
+                 lease_ms = {lease_ms}\nio_ms = 500\n"
+            )
+        });
+        let daemon = |side: &str| Daemon::spawn(dir, side, &[ferry_qmp(dir, side)], &extra);
         let daemons = [daemon("a")?, daemon("b")?];
         let path = image.display().to_string();
-        let socket = daemons[0].add_disk(DISK, &path, machine.queues)?;
+        let socket = match shared {
+            Some(_) => daemons[0].add_shared(DISK, &path, machine.queues, false)?,
+            None => daemons[0].add_disk(DISK, &path, machine.queues)?,
+        };
         let guest = Guest::boot(dir, "a-0", &machine, &[&socket])?;
         let link = Link::new(&daemons[1].address(), options.link_bytes_per_second)?;
         Ok(Self {
@@ -121,7 +139,10 @@ impl<'d> Pair<'d> {
     }
 
     fn image_path(&self, side: usize) -> PathBuf {
-        self.dir.path(format!("{}.img", SIDES[side]))
+        match self.options.shared_lease_ms {
+            Some(_) => self.dir.path("datastore").join("d.img"),
+            None => self.dir.path(format!("{}.img", SIDES[side])),
+        }
     }
 
     /// Makes the other side ready. A disk that is known there, from an earlier
@@ -140,6 +161,9 @@ impl<'d> Pair<'d> {
         let daemon = &self.daemons[there];
         let socket = match daemon.disk(DISK)? {
             Some(_) => daemon.socket(DISK),
+            None if self.options.shared_lease_ms.is_some() => {
+                daemon.add_shared(DISK, &path, queues, true)?
+            }
             None => daemon.add_incoming(DISK, &path, queues, self.options.bytes)?,
         };
         self.qemus += 1;
@@ -263,6 +287,27 @@ impl<'d> Pair<'d> {
         self.start_switch(arrival)?;
         self.guest.qmp().wait_migration("completed", SWITCH_LIMIT)?;
         arrival.qemu.qmp.wait_status("paused", secs(20))
+    }
+
+    /// The host of the guest dies, and a fresh guest boots at the other; its
+    /// disk is added there by now.
+    pub fn boot_there(&mut self) -> Check {
+        self.guest.qemu().process().kill()?;
+        self.source().kill()?;
+        self.here = 1 - self.here;
+        self.qemus += 1;
+        let name = format!("{}-{}", SIDES[self.here], self.qemus);
+        let socket = self.daemons[self.here].socket(DISK);
+        self.guest = Guest::boot(self.dir, &name, &self.machine, &[&socket])?;
+        Ok(())
+    }
+
+    /// Adds the shared disk at the other side, where it waits.
+    pub fn stand_by(&mut self) -> Check {
+        let path = self.image_path(1 - self.here).display().to_string();
+        let queues = self.machine.queues;
+        self.destination().add_shared(DISK, &path, queues, true)?;
+        Ok(())
     }
 
     /// Takes note that the guest has moved.

@@ -37,6 +37,7 @@ fn slow(mib_per_second: u64) -> Options {
         bytes: 256 * image::MIB,
         full: true,
         link_bytes_per_second,
+        ..Options::default()
     }
 }
 
