@@ -12,6 +12,8 @@ mod adding;
 mod churn;
 #[path = "daemon/crashes.rs"]
 mod crashes;
+#[path = "daemon/faults.rs"]
+mod faults;
 #[path = "daemon/killed.rs"]
 mod killed;
 #[path = "daemon/moves.rs"]

@@ -1,11 +1,12 @@
 //! The daemon as the receiving end of a migration.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
 use ferry_dataplane::backend::Store;
-use ferry_dataplane::backend::file::Image;
+use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::destination::{DestinationHost, PreparedTarget, TargetBytes};
 use ferry_migration::ids::{Claim, DiskId};
@@ -112,8 +113,7 @@ impl Daemon {
             .to_owned();
         let moved = make_room(served, &arrival, &path)?;
         let (bytes, cache) = (hello.shape.capacity_bytes, served.config.cache.into());
-        let image = Image::create_with(&path, bytes, cache).map_err(|error| error.to_string())?;
-        let image = Arc::new(image);
+        let image = Arc::new(create_copy(&path, bytes, cache)?);
         *arrival = Some(Arrival {
             claim: hello.claim.clone(),
             image: Some(image.clone()),
@@ -190,6 +190,22 @@ fn unannounced_path(dir: &Path, id: &DiskId) -> PathBuf {
     dir.join(format!("{id}.raw"))
 }
 
+/// A fresh image, which says that it is a copy before it has a size.
+fn create_copy(path: &Path, bytes: u64, cache: Cache) -> Result<Image, String> {
+    let failed = |error: &dyn std::fmt::Display| format!("cannot make {}: {error}", path.display());
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(0o660);
+    let file = options.open(path).map_err(|error| failed(&error))?;
+    let made = identity::mark_copy(path)
+        .and_then(|()| file.set_len(bytes))
+        .map_err(|error| failed(&error))
+        .and_then(|()| Image::open_with(path, false, cache).map_err(|error| error.to_string()));
+    if made.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    made
+}
+
 /// What stands where the copy is to go, and may not be overwritten, is an error; what is void, or
 /// was moved away, makes room.
 fn make_room(
@@ -198,6 +214,12 @@ fn make_room(
     path: &Path,
 ) -> Result<Option<SetAside>, String> {
     let failed = |error| format!("cannot make room at {}: {error}", path.display());
+    let empty = fs::symlink_metadata(path).is_ok_and(|it| it.is_file() && it.len() == 0);
+    if empty || identity::is_copy(path) {
+        // The daemon died before the record of its arrival was made.
+        served.drop_image().map_err(|error| error.to_string())?;
+        fs::remove_file(path).map_err(failed)?;
+    }
     // The migration that moved it away may not have come to that yet.
     let moved = served.put_away(arrival).map_err(failed)?;
     if moved.is_some() || fs::symlink_metadata(path).is_err() {
@@ -237,6 +259,8 @@ impl DestinationHost for Daemon {
             let imported = served.device.import(device_state);
             return imported.map_err(|error| error.to_string());
         };
+        let unmarked = identity::unmark_copy(image.path());
+        unmarked.map_err(|error| format!("the copy cannot be made the disk: {error}"))?;
         if let Err(error) = identity::write(image.path(), served.ownership.disk_uuid()) {
             tracing::warn!(%claim, %error, "the copy does not say which disk it is");
         }

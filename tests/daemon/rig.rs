@@ -208,6 +208,13 @@ impl Host {
         self.process.as_ref().expect("it runs").0.id()
     }
 
+    /// Sends a signal, such as `-STOP`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
     pub fn restart(&mut self) {
         self.kill();
         self.start();
@@ -378,13 +385,17 @@ impl Guest {
     }
 
     /// Goes on elsewhere.
-    pub fn arrives_at(self, socket: &Path, bases: &[u16]) -> Guest {
+    pub fn arrives_at(mut self, socket: &Path, bases: &[u16]) -> Guest {
+        self.attach(socket, bases);
+        self
+    }
+
+    /// Goes on behind another socket, or one that was closed.
+    pub fn attach(&mut self, socket: &Path, bases: &[u16]) {
+        self.vmm = None;
         let mut vmm = vmm(socket);
         vmm.start_at(&self.device, bases).unwrap();
-        Guest {
-            vmm: Some(vmm),
-            ..self
-        }
+        self.vmm = Some(vmm);
     }
 
     /// Waits for what was asked before and not answered; if there is no such thing, asks.
@@ -397,6 +408,11 @@ impl Guest {
             assert!(Instant::now() < until, "the disk is not served");
             self.queue.wait(Duration::from_millis(20)).unwrap();
         }
+    }
+
+    /// How far its ring is, as far as it was answered.
+    pub fn used(&self) -> u16 {
+        self.queue.ring().used_index()
     }
 
     /// Stops, and stays.
@@ -416,15 +432,31 @@ impl Guest {
 
     /// Reads the first sector, if that is served within `time`.
     pub fn read(&mut self, time: Duration) -> Option<Vec<u8>> {
-        self.queue.submit(Op::Read, 0, &[self.buffer]).unwrap();
+        self.read_sector(0, time)
+    }
+
+    /// Reads a sector, if that is served within `time`.
+    pub fn read_sector(&mut self, sector: u64, time: Duration) -> Option<Vec<u8>> {
+        self.ask(Op::Read, sector, time)?;
+        let mut bytes = vec![0; 512];
+        self.memory.read(self.buffer.addr, &mut bytes).unwrap();
+        Some(bytes)
+    }
+
+    /// Writes a sector; whether that is served within `time`.
+    pub fn write_sector(&mut self, sector: u64, bytes: &[u8; 512], time: Duration) -> bool {
+        self.memory.write(self.buffer.addr, bytes).unwrap();
+        self.ask(Op::Write, sector, time).is_some()
+    }
+
+    fn ask(&mut self, op: Op, sector: u64, time: Duration) -> Option<()> {
+        self.queue.submit(op, sector, &[self.buffer]).unwrap();
         self.queue.commit().unwrap();
         let until = Instant::now() + time;
         while Instant::now() < until {
             if let Some(done) = self.queue.pop().unwrap() {
                 assert_eq!(done.status, Status::Ok);
-                let mut bytes = vec![0; 512];
-                self.memory.read(self.buffer.addr, &mut bytes).unwrap();
-                return Some(bytes);
+                return Some(());
             }
             self.queue.wait(Duration::from_millis(20)).unwrap();
         }

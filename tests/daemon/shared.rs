@@ -63,14 +63,6 @@ fn wait_lease(host: &Host, state: &str) -> Value {
     line
 }
 
-fn stop(host: &Host, signal: &str) {
-    let pid = host.pid().to_string();
-    let status = std::process::Command::new("kill")
-        .args([signal, &pid])
-        .status();
-    assert!(status.unwrap().success());
-}
-
 #[test]
 fn shared_disk_moves_without_a_copy() {
     let shared = Shared::new("none");
@@ -208,12 +200,12 @@ fn shared_disk_of_a_stopped_host_waits_for_its_lock() {
     let (a, b) = (&shared.a, &shared.b);
     let mut guest = Guest::at(&a.socket("d"));
     guest.check();
-    stop(a, "-STOP");
+    a.signal("-STOP");
     wait_lease(b, "over");
     // The process keeps what it may still write to.
     std::thread::sleep(A_WHILE);
     assert_ne!(b.phase(), "serving");
-    stop(a, "-CONT");
+    a.signal("-CONT");
     guest.check();
     wait_lease(a, "held");
     wait_lease(b, "elsewhere");
@@ -339,7 +331,7 @@ fn released_disk_is_claimed_back_when_the_link_is_gone() {
     a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
     let bases = guest.stop();
     // It hears of the release and cannot answer; then it is gone.
-    stop(&b, "-STOP");
+    b.signal("-STOP");
     std::thread::scope(|scope| {
         let release = scope.spawn(|| a.run(&["migrate", "release", "d"]));
         std::thread::sleep(Duration::from_millis(300));

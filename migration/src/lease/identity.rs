@@ -17,6 +17,8 @@ use crate::phase::Phase;
 
 /// The attribute.
 const NAME: &str = "user.ferry.disk";
+/// Of an image that is being received, and is no disk's yet.
+const COPY: &str = "user.ferry.copy";
 
 /// A uuid in text, and room to see that there is more.
 const BYTES_MAX: usize = 64;
@@ -98,6 +100,29 @@ pub fn remove(image: &Path) -> io::Result<()> {
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Says that the image is a copy that arrives. If the daemon dies before its record says so too, the
+/// next one knows that it is nobody's data.
+pub fn mark_copy(image: &Path) -> io::Result<()> {
+    match setxattr(image, COPY, b"1", XattrFlags::empty()) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes that back, durably: the copy is about to be the disk.
+pub fn unmark_copy(image: &Path) -> io::Result<()> {
+    match removexattr(image, COPY) {
+        Ok(()) => File::open(image)?.sync_all(),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the image is a copy that never became a disk.
+pub fn is_copy(image: &Path) -> bool {
+    getxattr(image, COPY, &mut [0; 1]).is_ok()
 }
 
 /// Whether the image is the disk that the record is about; `record` was read at `place`.
