@@ -8,6 +8,7 @@ use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
+use crate::escalation::settings::{self, EscalationConfig, VmConfig, VmName};
 use crate::spec::{CacheMode, DiskKind, DiskSpec, Usage};
 use crate::workers::Spin;
 
@@ -32,6 +33,12 @@ pub struct Config {
     /// Moving disks between hosts.
     #[serde(default)]
     pub migration: MigrationConfig,
+    /// What is done about machines that make no progress.
+    #[serde(default)]
+    pub escalation: EscalationConfig,
+    /// Machines, each with its disks.
+    #[serde(default, rename = "vm")]
+    pub vms: Vec<VmConfig>,
     /// Disks served from the start.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -185,7 +192,18 @@ impl Config {
         for disk in &config.disks {
             disk.check()?;
         }
+        settings::check(&config.escalation, &config.vms)?;
         Ok(config)
+    }
+
+    /// A machine by its name.
+    pub fn vm(&self, name: &VmName) -> Option<&VmConfig> {
+        self.vms.iter().find(|vm| vm.name == *name)
+    }
+
+    /// The machine that lists a disk.
+    pub fn vm_of(&self, disk: &DiskId) -> Option<&VmConfig> {
+        self.vms.iter().find(|vm| vm.disks.contains(disk))
     }
 
     /// The control socket.

@@ -192,7 +192,7 @@ impl Served {
             "phase": state.phase.name(),
             "epoch": state.phase.epoch(),
             "placed": workers,
-            "attached": self.device.rings_running(),
+            "attached": self.device.attached(),
             "reads": totals.reads,
             "writes": totals.writes,
             "read_bytes": totals.read_bytes,
