@@ -162,7 +162,7 @@ fn event_table(list: &Value) -> String {
             keys.map(|key| cell(&event[key])).to_vec()
         });
     output::table(
-        &["NUMBER", "TIME", "EVENT", "VM", "DISK", ""],
+        &["NUMBER", "TIME", "EVENT", "VM", "DISK", "TEXT"],
         rows.collect(),
     )
 }
