@@ -239,6 +239,25 @@ fn a_machine_that_recovers_gets_its_attempts_back() {
 }
 
 #[test]
+fn time_in_which_the_daemon_stood_still_is_no_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let hook = Hook::new(dir.path(), "");
+    let vms = "[[vm]]\nname = \"web\"\ndisks = [\"d\"]\n\
+               [[disk]]\nid = \"d\"\npath = \"delay:2500:null:1M\"";
+    let host = host(dir.path(), &section(&hook, 1.2, vms));
+    let mut guest = Guest::at(&host.socket("d"));
+    assert!(guest.read(Duration::from_millis(50)).is_none());
+    host.signal("STOP");
+    std::thread::sleep(Duration::from_secs(2));
+    host.signal("CONT");
+    eventually("it is served", || vm(&host, "web")["in_flight"] == 0);
+    assert_eq!(hook.calls(), Vec::<String>::new());
+    // The same wait, watched all the time, is one.
+    assert!(guest.read(PATIENCE).is_some());
+    hook.called(&["web restart 1"]);
+}
+
+#[test]
 fn a_hook_that_hangs_is_killed_and_keeps_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let pids = dir.path().join("hook/pids");

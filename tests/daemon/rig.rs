@@ -204,6 +204,14 @@ impl Host {
         self.process.take().expect("it runs").kill();
     }
 
+    /// Sends a signal by its name, such as STOP.
+    pub fn signal(&self, name: &str) {
+        let pid = self.process.as_ref().expect("it runs").0.id();
+        let words = [format!("-{name}"), pid.to_string()];
+        let sent = Command::new("kill").args(words).status().unwrap();
+        assert!(sent.success());
+    }
+
     pub fn restart(&mut self) {
         self.kill();
         self.start();
