@@ -122,7 +122,7 @@ impl VmSeen {
                 Fault::Stalled { ns } => {
                     let (id, in_flight) = which.expect("what is stalled was found");
                     format!(
-                        "disk {id} has {in_flight} requests in flight and has completed none for {}",
+                        "disk {id} has completed nothing for {}, with {in_flight} in flight",
                         seconds(ns)
                     )
                 }
