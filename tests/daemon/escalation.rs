@@ -165,6 +165,12 @@ fn a_stalled_disk_is_three_restarts_and_one_call_for_help() {
     }
     let log = std::fs::read_to_string(host.dir.join("log")).unwrap();
     assert!(log.contains("the hook has spoken"), "{log}");
+    // Its VMM goes, and the device waits for the disk: who asks does not wait with it.
+    drop(stalled);
+    eventually("nobody can say", || {
+        vm(&host, "web")["disks"][1]["attached"] == Value::Null
+    });
+    assert_eq!(host.disk("d").unwrap()["attached"], true);
 }
 
 #[test]
