@@ -1,6 +1,7 @@
 //! The command line.
 
 mod lease;
+mod vm;
 mod worker;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::images::{self, CloneArguments, CreateArguments};
 use crate::spec::{DiskSpec, Usage, parse_size};
 use crate::workers::Spin;
 use crate::{demo, output, serve};
+use vm::VmCommand;
 
 /// How often progress is asked for.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -45,6 +47,12 @@ enum Command {
     /// Serve one disk, without configuration, until SIGTERM.
     Serve(ServeArguments),
     /// Serve the disks of a configuration, and move them.
+    ///
+    /// Exit status, for a supervisor: 0 it was told to end (SIGTERM, SIGINT); 1 it could not start,
+    /// and may be tried again; 2 the command line or the configuration is wrong, and trying again is
+    /// in vain. It ends by SIGABRT when io_uring itself fails: start it again, and what was in flight
+    /// is finished.
+    #[command(verbatim_doc_comment)]
     Daemon {
         /// The configuration (TOML).
         #[arg(long, value_name = "FILE")]
@@ -59,6 +67,11 @@ enum Command {
     /// The daemon's polling threads.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// The machines of the configuration, and what is done about those that make no progress.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// What happened to the daemon lately.
+    Events,
     /// Move disks and machines to another host.
     #[command(subcommand)]
     Migrate(MigrateCommand),
@@ -240,6 +253,8 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Disk(DiskCommand::Create(arguments)) => images::create(&arguments),
         Command::Disk(command) => disk(command, &mut client()?),
         Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),
+        Command::Vm(command) => vm::run(command, &mut client()?),
+        Command::Events => vm::events(&mut client()?),
         Command::Migrate(command) => migrate(command, &mut client()?),
         Command::Lease(command) => lease::run(command, &mut client()?),
     }

@@ -8,6 +8,8 @@ use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
+use crate::escalation::hook;
+use crate::escalation::settings::{self, EscalationConfig, VmConfig, VmName};
 use crate::spec::{CacheMode, DiskKind, DiskSpec, Usage};
 use crate::workers::Spin;
 
@@ -35,6 +37,12 @@ pub struct Config {
     /// Datastores that other hosts serve disks from too.
     #[serde(default, rename = "datastore")]
     pub datastores: Vec<DatastoreConfig>,
+    /// What is done about machines that make no progress.
+    #[serde(default)]
+    pub escalation: EscalationConfig,
+    /// Machines, each with its disks.
+    #[serde(default, rename = "vm")]
+    pub vms: Vec<VmConfig>,
     /// Disks served from the start.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -114,13 +122,7 @@ impl DatastoreConfig {
             Err(error) => return wrong(&self.path, error.to_string()),
         }
         if let Fence::Command(command) = &self.fence {
-            use std::os::unix::fs::PermissionsExt;
-            let runs = std::fs::metadata(command)
-                .is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
-            if !runs {
-                let what = format!("its fence {} is no program", command.display());
-                return wrong(&self.path, what);
-            }
+            hook::check(command)?;
         }
         Ok(())
     }
@@ -295,7 +297,18 @@ impl Config {
         for disk in &config.disks {
             disk.check()?;
         }
+        settings::check(&config.escalation, &config.vms)?;
         Ok(config)
+    }
+
+    /// A machine by its name.
+    pub fn vm(&self, name: &VmName) -> Option<&VmConfig> {
+        self.vms.iter().find(|vm| vm.name == *name)
+    }
+
+    /// The machine that lists a disk.
+    pub fn vm_of(&self, disk: &DiskId) -> Option<&VmConfig> {
+        self.vms.iter().find(|vm| vm.disks.contains(disk))
     }
 
     /// The control socket.

@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 use crate::config::DiskConfig;
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
+use crate::escalation::hooks::HookEvent;
+use crate::escalation::settings::VmName;
+use crate::events::{About, What};
 use crate::migrate::MachineRequest;
 use crate::workers;
 
@@ -44,6 +47,25 @@ struct FencedDisk {
 struct ResizeDisk {
     id: DiskId,
     bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct OneVm {
+    name: VmName,
+}
+
+#[derive(Deserialize)]
+struct TryHook {
+    name: VmName,
+    event: Trial,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Trial {
+    Restart,
+    Escalate,
+    Takeover,
 }
 
 #[derive(Deserialize)]
@@ -112,6 +134,9 @@ fn answer(daemon: &Arc<Daemon>, line: &[u8]) -> Value {
     };
     let method = request["method"].as_str().unwrap_or_default();
     let result = dispatch(daemon, method, request["params"].clone());
+    if result.is_ok() {
+        note_command(daemon, method, &request["params"]);
+    }
     let mut answer = json!({ "jsonrpc": "2.0", "id": request["id"] });
     match result {
         Ok(value) => answer["result"] = value,
@@ -132,7 +157,9 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
     match method {
         "disk.add" => Ok(daemon.add_disk(take::<DiskConfig>(parameters)?)?.line()),
         "disk.list" => {
-            let disks: Vec<Value> = daemon.disks().values().map(|disk| disk.line()).collect();
+            // Not under the lock: one that hangs would keep everybody from all the others.
+            let disks: Vec<_> = daemon.disks().values().cloned().collect();
+            let disks: Vec<Value> = disks.iter().map(|disk| disk.line()).collect();
             Ok(json!({ "disks": disks }))
         }
         "disk.remove" => {
@@ -144,6 +171,13 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: ResizeDisk = take(parameters)?;
             daemon.resize_disk(&disk.id, disk.bytes)
         }
+        "vm.list" => Ok(daemon.escalation.vm_lines(daemon)),
+        "vm.show" => {
+            let vm: OneVm = take(parameters)?;
+            daemon.escalation.vm_shown(daemon, &vm.name)
+        }
+        "vm.try_hook" => try_hook(daemon, take(parameters)?),
+        "events" => Ok(daemon.events.lines()),
         "worker.list" => Ok(workers::lines(&daemon.workers())),
         "migrate.disk" => {
             let request: MoveDisk = take(parameters)?;
@@ -180,6 +214,63 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
         "migrate.status" => Ok(migrations.status()),
         _ => Err(Failure::Usage(format!("there is no method {method:?}"))),
     }
+}
+
+/// Runs a machine's hook as if something had happened.
+fn try_hook(daemon: &Daemon, trial: TryHook) -> Done<Value> {
+    let TryHook { name: vm, event } = trial;
+    let shown = daemon.escalation.vm_shown(daemon, &vm)?;
+    if shown["hook"].is_null() {
+        return Err(Failure::Failed(format!(
+            "vm {vm} has no hook; set hook in its section of the configuration, or in [escalation]"
+        )));
+    }
+    let reason = "a trial: nothing has happened".to_owned();
+    let attempt = 1;
+    let event = match event {
+        Trial::Restart => HookEvent::Restart {
+            vm,
+            attempt,
+            reason,
+        },
+        Trial::Escalate => HookEvent::Escalate {
+            vm,
+            attempts: attempt,
+            reason,
+        },
+        Trial::Takeover => {
+            let disks = daemon.config.vm(&vm).map(|vm| &vm.disks);
+            let Some(id) = disks.and_then(|disks| disks.first()) else {
+                return Err(Failure::Failed(format!("vm {vm} lists no disks")));
+            };
+            HookEvent::Takeover {
+                disk: id.clone(),
+                epoch: daemon.disk(id)?.ownership.phase().epoch(),
+                from: "nowhere".into(),
+            }
+        }
+    };
+    daemon.hooks().try_out(event);
+    Ok(json!({ "begun": true }))
+}
+
+/// What commands have changed is told as events.
+fn note_command(daemon: &Daemon, method: &str, parameters: &Value) {
+    let changes = matches!(method, "disk.add" | "disk.remove" | "disk.resize");
+    if !changes && (!method.starts_with("migrate.") || method == "migrate.status") {
+        return;
+    }
+    let disk = serde_json::from_value::<DiskId>(parameters["id"].clone()).ok();
+    if let ("disk.add" | "disk.remove", Some(id)) = (method, &disk) {
+        daemon.escalation.clear_problem(id);
+    }
+    let about = About {
+        vm: None,
+        disk: disk.as_ref(),
+    };
+    let to = parameters["to"].as_str().map(|to| format!(" to {to}"));
+    let text = format!("{method}{}", to.unwrap_or_default());
+    daemon.events.note(What::Command, about, text);
 }
 
 fn take<T: DeserializeOwned>(parameters: Value) -> Done<T> {

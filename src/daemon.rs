@@ -9,6 +9,7 @@ pub mod disks;
 mod fence;
 mod host;
 mod kept;
+mod order;
 pub mod place;
 mod resize;
 mod shared;
@@ -26,6 +27,9 @@ use ferry_migration::lease::{self, Ownership};
 
 use crate::config::Config;
 use crate::error::{Done, Failure};
+use crate::escalation::Escalation;
+use crate::escalation::hooks::Hooks;
+use crate::events::{About, Events, What};
 use crate::migrate::Migrations;
 use crate::workers;
 use add::{Origin, Taken};
@@ -38,6 +42,11 @@ pub struct Daemon {
     pub id: DaemonId,
     pub migrations: Migrations,
     datastores: Datastores,
+    /// What happened lately.
+    pub events: Events,
+    /// How the machines are.
+    pub escalation: Escalation,
+    hooks: Hooks,
     disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
     /// Names, places and sockets of the disks that are here or are being added.
     taken: Mutex<BTreeMap<DiskId, Taken>>,
@@ -65,6 +74,9 @@ impl Daemon {
             id,
             migrations: Migrations::default(),
             datastores: Datastores::default(),
+            events: Events::default(),
+            escalation: Escalation::default(),
+            hooks: Hooks::new(own.clone()),
             disks: Mutex::default(),
             taken: Mutex::default(),
             retired: Mutex::default(),
@@ -76,6 +88,11 @@ impl Daemon {
 
     fn own(&self) -> Arc<Daemon> {
         self.own.upgrade().expect("called through an Arc")
+    }
+
+    /// What the operator has run when something happens to a machine or a disk.
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
     }
 
     pub fn workers(&self) -> Vec<WorkerHandle> {
@@ -111,8 +128,11 @@ impl Daemon {
     }
 
     /// Takes up the disks of the configuration, and then those that were added before the last end.
-    /// One that cannot be served must not keep the others from their machines.
+    /// A machine's are taken up in its order.
     pub fn take_up_disks(&self) {
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!("daemon {} begins, version {version}", self.id);
+        self.events.note(What::Started, About::default(), text);
         let configured = self.config.disks.iter().cloned();
         let mut disks: Vec<_> = configured.map(|disk| (disk, Origin::Configured)).collect();
         for kept in kept::load(&self.config.state_dir) {
@@ -125,12 +145,7 @@ impl Daemon {
             let unannounced = kept.unannounced;
             disks.push((kept.disk, Origin::Kept { unannounced }));
         }
-        for (disk, origin) in disks {
-            let id = disk.id.clone();
-            if let Err(error) = self.add_disk_from(disk, origin) {
-                tracing::error!(disk = %id, %error, "the disk is not served");
-            }
-        }
+        self.take_up_in_order(disks);
     }
 
     /// A disk by its id.
@@ -158,6 +173,7 @@ impl Daemon {
 
     /// Stops every disk: in reverse of the start, migrations first.
     pub fn stop(&self) {
+        self.escalation.stop();
         self.migrations.stop();
         let disks = std::mem::take(&mut *self.disks());
         drop(disks);

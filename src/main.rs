@@ -6,6 +6,8 @@ mod control;
 mod daemon;
 mod demo;
 mod error;
+mod escalation;
+mod events;
 mod images;
 mod migrate;
 mod output;

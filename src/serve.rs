@@ -22,6 +22,7 @@ use crate::control;
 use crate::daemon::Daemon;
 use crate::daemon::place::Place;
 use crate::error::{Done, Failure};
+use crate::escalation::watch::Watch;
 use crate::{output, workers};
 
 /// One disk, no configuration, no record: what QEMU's own storage daemon is used for.
@@ -174,6 +175,8 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
     let config = Config::load(config)?;
     let control_socket = config.control_socket();
     let daemon = Daemon::start(config)?;
+    // First, as it finds out what is wrong with hooks and heartbeats; disks may come later.
+    let watch = Watch::start(&daemon)?;
     // Peers last: before the disks are up, their questions would be answered with "not known here".
     daemon.take_up_disks();
     control::serve(daemon.clone(), &control_socket)?;
@@ -195,6 +198,7 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
     let balance = daemon.balance()?;
     signals.forever().next();
     tracing::info!("stopping");
+    drop(watch);
     drop(balance);
     drop(peers);
     daemon.stop();

@@ -12,6 +12,8 @@ mod adding;
 mod churn;
 #[path = "daemon/crashes.rs"]
 mod crashes;
+#[path = "daemon/escalation.rs"]
+mod escalation;
 #[path = "daemon/faults.rs"]
 mod faults;
 #[path = "daemon/killed.rs"]

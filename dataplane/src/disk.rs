@@ -20,7 +20,7 @@ use crate::backend::Backend;
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::{ActivationHook, Geometry, LifecycleError};
 use crate::limits::{QUEUES_PER_WORKER, SECTOR_BYTES};
-use crate::metrics::{Counters, QueueLoad, Totals};
+use crate::metrics::{Counters, Flow, LastError, QueueLoad, Totals};
 use crate::queue::RequestQueue;
 use crate::worker::WorkerHandle;
 use crate::worker::command::Command;
@@ -171,6 +171,21 @@ impl Disk {
             .iter()
             .for_each(|counters| counters.add_to(&mut totals));
         totals
+    }
+
+    /// How far it has come with its requests. Asks no worker: it answers whatever they do.
+    pub fn flow(&self) -> Flow {
+        let mut flow = Flow::default();
+        self.counters
+            .iter()
+            .for_each(|counters| counters.add_flow_to(&mut flow));
+        flow
+    }
+
+    /// The last request that the host could not carry out.
+    pub fn last_error(&self) -> Option<LastError> {
+        let errors = self.counters.iter().filter_map(|it| it.last_error());
+        errors.max_by_key(|error| error.at_ns)
     }
 
     /// Gives a queue to its worker, which polls it from now on.

@@ -15,6 +15,38 @@ pub struct Counters {
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     errors: AtomicU64,
+    taken: AtomicU64,
+    /// Of the last error of the host: its number, 0 for none, where it struck, and when.
+    error_code: AtomicU64,
+    error_offset_bytes: AtomicU64,
+    error_at_ns: AtomicU64,
+}
+
+/// How far a disk has come with its requests. What is between the two is in flight.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// Requests taken from the guest since the start.
+    pub taken: u64,
+    /// Requests ended since the start.
+    pub ended: u64,
+}
+
+impl Flow {
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.taken.saturating_sub(self.ended)
+    }
+}
+
+/// The last request that the host could not carry out. Two errors at one time may be mixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastError {
+    /// The system's number for it.
+    pub os_error: i32,
+    /// The request's first byte on the disk.
+    pub offset_bytes: u64,
+    /// When, on the clock of [`crate::clock::now_ns`].
+    pub at_ns: u64,
 }
 
 /// A reading of [`Counters`], or a sum of several.
@@ -142,6 +174,40 @@ impl Counters {
         if status != Status::Ok {
             add(&self.errors, 1);
         }
+    }
+
+    /// So many requests were taken: once for a batch.
+    pub(crate) fn took(&self, count: u64) {
+        add(&self.taken, count);
+    }
+
+    /// Notes what the host could not do. Not on the path of requests that succeed.
+    pub(crate) fn note_error(&self, error: LastError) {
+        let code = u64::try_from(error.os_error).unwrap_or(0);
+        self.error_offset_bytes
+            .store(error.offset_bytes, Ordering::Relaxed);
+        self.error_at_ns.store(error.at_ns, Ordering::Relaxed);
+        self.error_code.store(code, Ordering::Release);
+    }
+
+    /// The last error of the host, if there was one.
+    pub fn last_error(&self) -> Option<LastError> {
+        let code = self.error_code.load(Ordering::Acquire);
+        let os_error = i32::try_from(code).ok().filter(|&code| code > 0)?;
+        Some(LastError {
+            os_error,
+            offset_bytes: self.error_offset_bytes.load(Ordering::Relaxed),
+            at_ns: self.error_at_ns.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Adds this set's flow to `flow`. The ends are read first, so that no request is counted as
+    /// ended and not as taken.
+    pub fn add_flow_to(&self, flow: &mut Flow) {
+        let counts = [&self.reads, &self.writes, &self.other];
+        let ended: u64 = counts.iter().map(|it| it.load(Ordering::Acquire)).sum();
+        flow.ended += ended;
+        flow.taken += self.taken.load(Ordering::Relaxed).max(ended);
     }
 
     /// Adds this set's counts to `totals`.

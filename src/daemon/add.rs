@@ -467,7 +467,7 @@ impl Daemon {
     }
 
     /// Lets the VMM's group use the socket, where this process may.
-    fn give_to_group(&self, socket: &Path) {
+    pub fn give_to_group(&self, socket: &Path) {
         let name = self.config.group.as_deref().unwrap_or("kvm");
         let result = match group_id(name) {
             Some(gid) => std::os::unix::fs::chown(socket, None, Some(gid)),

@@ -31,6 +31,7 @@ use super::fence;
 use super::shared::SharedImage;
 use crate::config::{DatastoreConfig, Fence};
 use crate::error::{Done, Failure};
+use crate::escalation::hooks::HookEvent;
 
 const MS: u64 = 1_000_000;
 
@@ -434,6 +435,13 @@ impl Datastore {
         let epoch = epoch + 1;
         tracing::warn!(disk = %id, epoch, from = from.as_ref().map(|it| it.address.as_str()),
             "the disk is taken over, and served here");
+        let from = from
+            .as_ref()
+            .map_or_else(String::new, |it| it.address.clone());
+        let disk = id.clone();
+        daemon
+            .hooks()
+            .run(HookEvent::Takeover { disk, epoch, from });
         Ok(())
     }
 

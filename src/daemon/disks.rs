@@ -223,7 +223,7 @@ impl Served {
             "placed": workers,
             "shared": self.shared.is_some(),
             "lapsed": self.lapses() && self.ownership.may_serve(),
-            "attached": self.device.rings_running(),
+            "attached": self.device.attached(),
             "reads": totals.reads,
             "writes": totals.writes,
             "read_bytes": totals.read_bytes,

@@ -141,10 +141,10 @@ fn copy(fault: Fault, load: &mut Load, a: &mut Host, b: &mut Host) -> bool {
             }
             Fault::DestinationKilledInTheCopy => b.restart(),
             Fault::DestinationStoppedInTheCopy => {
-                b.signal("-STOP");
+                b.signal("STOP");
                 load.some(5);
                 std::thread::sleep(Duration::from_millis(300));
-                b.signal("-CONT");
+                b.signal("CONT");
             }
             Fault::CancelledInTheCopy => {
                 a.run(&["migrate", "cancel", "d"]);

@@ -208,11 +208,11 @@ impl Host {
         self.process.as_ref().expect("it runs").0.id()
     }
 
-    /// Sends a signal, such as `-STOP`.
-    pub fn signal(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        let sent = Command::new("kill").args([signal, &pid]).status();
-        assert!(sent.unwrap().success());
+    /// Sends a signal by its name, such as STOP.
+    pub fn signal(&self, name: &str) {
+        let words = [format!("-{name}"), self.pid().to_string()];
+        let sent = Command::new("kill").args(words).status().unwrap();
+        assert!(sent.success());
     }
 
     pub fn restart(&mut self) {

@@ -22,11 +22,16 @@ struct Shared {
 impl Shared {
     /// Disk `d` is A's, and B waits.
     fn new(fence: &str) -> Shared {
+        Shared::with(fence, "")
+    }
+
+    /// The same, with more configuration.
+    fn with(fence: &str, more: &str) -> Shared {
         let dir = tempfile::tempdir().unwrap();
         let datastore = dir.path().join("datastore");
         fs::create_dir(&datastore).unwrap();
         let more = format!(
-            "[[datastore]]\npath = {datastore:?}\nfence = \"{fence}\"\nlease_ms = 500\nio_ms = 100\n"
+            "[[datastore]]\npath = {datastore:?}\nfence = \"{fence}\"\nlease_ms = 500\nio_ms = 100\n{more}"
         );
         let a = Host::with(dir.path(), "a", "", &more);
         let b = Host::with(dir.path(), "b", "", &more);
@@ -200,12 +205,12 @@ fn shared_disk_of_a_stopped_host_waits_for_its_lock() {
     let (a, b) = (&shared.a, &shared.b);
     let mut guest = Guest::at(&a.socket("d"));
     guest.check();
-    a.signal("-STOP");
+    a.signal("STOP");
     wait_lease(b, "over");
     // The process keeps what it may still write to.
     std::thread::sleep(A_WHILE);
     assert_ne!(b.phase(), "serving");
-    a.signal("-CONT");
+    a.signal("CONT");
     guest.check();
     wait_lease(a, "held");
     wait_lease(b, "elsewhere");
@@ -331,7 +336,7 @@ fn released_disk_is_claimed_back_when_the_link_is_gone() {
     a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
     let bases = guest.stop();
     // It hears of the release and cannot answer; then it is gone.
-    b.signal("-STOP");
+    b.signal("STOP");
     std::thread::scope(|scope| {
         let release = scope.spawn(|| a.run(&["migrate", "release", "d"]));
         std::thread::sleep(Duration::from_millis(300));
@@ -344,4 +349,27 @@ fn released_disk_is_claimed_back_when_the_link_is_gone() {
     b.start();
     // A grant that came now would be refused.
     assert_eq!(b.phase(), "returned");
+}
+
+/// So that an operator's script starts the VM where its disk is now.
+#[test]
+fn a_takeover_runs_the_hook() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hook, said) = (dir.path().join("hook"), dir.path().join("said"));
+    let words = "$FERRY_EVENT $FERRY_DISK $FERRY_VM $FERRY_EPOCH $FERRY_FROM $FERRY_SOCKET";
+    let script = format!("#!/bin/sh\necho {words} >>{}\n", text(&said));
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let more = format!("[escalation]\nhook = {hook:?}\n[[vm]]\nname = \"web\"\ndisks = [\"d\"]\n");
+    let shared = Shared::with("lock-coherent", &more);
+    let Shared { mut a, b, .. } = shared;
+    a.kill();
+    b.wait_phase("serving");
+    eventually("the hook is run", || said.exists());
+    let words = fs::read_to_string(&said).unwrap();
+    let socket = b.socket("d");
+    let wanted = format!("takeover d web 2 {} {}\n", a.peer(), text(&socket));
+    assert_eq!(words, wanted);
+    let events = b.run(&["events"]).ok();
+    assert!(events.to_string().contains("takeover"), "{events}");
 }

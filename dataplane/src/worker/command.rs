@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Core;
 use super::lane::{Gate, Lane, Mirror};
@@ -100,7 +100,7 @@ pub(crate) struct Wake {
 impl Wake {
     pub fn new() -> io::Result<Wake> {
         Ok(Wake {
-            event: EventFd::new(EFD_NONBLOCK)?,
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             sleeping: AtomicBool::new(false),
         })
     }

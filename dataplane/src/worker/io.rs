@@ -8,6 +8,7 @@ use super::lane::{of, of_mut};
 use crate::backend::Store;
 use crate::backend::thin::pool::Work;
 use crate::limits::ZERO_INLINE_BYTES;
+use crate::metrics::LastError;
 use crate::request::{Completion, Op, Status};
 use crate::ring::Transfer;
 use crate::slots::{Slot, Stage};
@@ -298,7 +299,14 @@ impl Core {
     }
 
     fn note_error(&self, id: u32, error: &std::io::Error) {
-        let request = &self.slots.get(id).request;
+        let slot = self.slots.get(id);
+        let request = &slot.request;
+        let counters = &of(&self.lanes, slot.lane).counters;
+        counters.note_error(LastError {
+            os_error: error.raw_os_error().unwrap_or(libc::EIO),
+            offset_bytes: request.offset_bytes,
+            at_ns: self.now_ns,
+        });
         tracing::warn!(
             op = ?request.op, offset = request.offset_bytes, len = request.len_bytes, %error,
             "a request failed"

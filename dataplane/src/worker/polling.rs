@@ -123,7 +123,12 @@ impl Core {
         }
         let count = u32::try_from(taken.len()).expect("bounded by the slots");
         entry.in_flight += count;
-        self.lane(lane).in_flight += count;
+        let lane = self.lane(lane);
+        lane.in_flight += count;
+        if count > 0 {
+            // Before they are started: one that hangs the worker itself is seen as well.
+            lane.counters.took(count.into());
+        }
         for (at, &slot) in taken.iter().enumerate() {
             if let Some(&later) = taken.get(at + LOOK_AHEAD) {
                 self.look_ahead(later);

@@ -17,6 +17,13 @@ use super::config::feature;
 use super::device::{BlkDevice, ExpectedBases, Ring, State};
 
 impl BlkDevice {
+    /// Whether a front-end has rings running. `None` while the device is busy with a message of its
+    /// front-end, which may be waiting for a disk that does not answer: who asks is not to wait too.
+    pub fn attached(&self) -> Option<bool> {
+        let state = self.try_state()?;
+        Some(state.rings.iter().any(|ring| ring.running))
+    }
+
     /// The device without its queues, as it is announced to a destination.
     pub fn shape(&self) -> BlkV1 {
         self.blk_state(&self.state())

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -42,6 +43,15 @@ impl Conversation for BlkDevice {
     fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// A file of the front-end's, as this process's own: they come open for the programs that it runs,
+/// and one of those would keep a guest's memory after the guest.
+fn own(file: File) -> File {
+    if let Err(error) = fcntl_setfd(&file, FdFlags::CLOEXEC) {
+        tracing::warn!(%error, "a file of the front-end stays open for programs that are run");
+    }
+    file
 }
 
 /// What the front-end is told; the log has the reason.
@@ -122,7 +132,11 @@ impl VhostUserBackendReqHandlerMut for Messages {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let table = regions.iter().map(spec).zip(files).collect();
+        let table = regions
+            .iter()
+            .map(spec)
+            .zip(files.into_iter().map(own))
+            .collect();
         answer(self.0.change_memory(|_| MemoryMap::new(table)))?;
         Ok(None)
     }
@@ -138,7 +152,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         let spec = spec(region);
-        answer(self.0.change_memory(|map| map.with(spec, file)))?;
+        answer(self.0.change_memory(|map| map.with(spec, own(file))))?;
         Ok(None)
     }
 
@@ -191,15 +205,15 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        answer(self.0.set_kick(index.into(), file))
+        answer(self.0.set_kick(index.into(), file.map(own)))
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        answer(self.0.set_call(index.into(), file))
+        answer(self.0.set_call(index.into(), file.map(own)))
     }
 
     fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        answer(self.0.set_err(index.into(), file))
+        answer(self.0.set_err(index.into(), file.map(own)))
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
@@ -239,7 +253,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let mapped = DirtyLog::new(file, log.mmap_offset, log.mmap_size)
+        let mapped = DirtyLog::new(own(file), log.mmap_offset, log.mmap_size)
             .map_err(|error| Refusal::Invalid(error.to_string()));
         must(mapped.and_then(|log| self.0.set_log(log)))
     }
@@ -268,7 +282,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
 
     fn set_inflight_fd(&mut self, said: &VhostUserInflight, file: File) -> Result<()> {
         let place = (said.mmap_offset, said.mmap_size);
-        let region = Region::map(file, place, said.num_queues, said.queue_size);
+        let region = Region::map(own(file), place, said.num_queues, said.queue_size);
         answer(
             region
                 .map(|region| self.0.set_inflight(region))
