@@ -180,6 +180,8 @@ enum MigrateCommand {
         /// The other daemon.
         #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
+        #[command(flatten)]
+        source: SourceArguments,
     },
     /// Hand a copied disk over, and those that move with it. Its VM must be stopped, as at QEMU's pre-switchover. A VM whose
     /// rings start at the other host where they stopped here does it by itself.
@@ -208,6 +210,8 @@ enum MigrateCommand {
         /// Where the QEMU there listens, if that is written differently there.
         #[arg(long, value_name = "URI")]
         incoming_uri: Option<String>,
+        #[command(flatten)]
+        source: SourceArguments,
     },
     /// Serve a disk here again that was given up, when the host that it was given to cannot be asked
     /// and is off for good. If it is not, two hosts serve the disk, and destroy it.
@@ -225,6 +229,23 @@ enum MigrateCommand {
         /// Its name.
         id: DiskId,
     },
+}
+
+/// What becomes of what was moved away.
+#[derive(Args)]
+struct SourceArguments {
+    /// Whether the images stay here, renamed IMAGE.moved.EPOCH, when the disks are served there.
+    #[arg(long, value_name = "yes|no", default_value = "yes", value_parser = yes_or_no,
+        action = clap::ArgAction::Set)]
+    keep_source: bool,
+}
+
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
+        _ => Err("use yes or no".into()),
+    }
 }
 
 /// `HOST:PORT`, by its form.
@@ -332,8 +353,10 @@ fn absolute(spec: DiskSpec) -> Done<DiskSpec> {
 
 fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
     match command {
-        MigrateCommand::Disk { ids, to } => {
-            client.call("migrate.disk", json!({ "ids": ids, "to": to }))?;
+        MigrateCommand::Disk { ids, to, source } => {
+            let keep_source = source.keep_source;
+            let wanted = json!({ "ids": ids, "to": to, "keep_source": keep_source });
+            client.call("migrate.disk", wanted)?;
             for id in &ids[1..] {
                 follow_disk(client, id)?;
             }
@@ -372,10 +395,12 @@ fn migrate(command: MigrateCommand, client: &mut Client) -> Done {
             dest_qmp,
             migrate_uri,
             incoming_uri,
+            source,
         } => {
             let request = json!({
                 "disks": disks, "to": to, "qmp": std::path::absolute(qmp)?, "dest_qmp": dest_qmp,
                 "migrate_uri": migrate_uri, "incoming_uri": incoming_uri,
+                "keep_source": source.keep_source,
             });
             client.call("migrate.machine", request)?;
             let line = follow_machine(client, &disks)?;

@@ -17,7 +17,7 @@ use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
 use crate::escalation::settings::VmName;
 use crate::events::{About, What};
-use crate::migrate::MachineRequest;
+use crate::migrate::{MachineRequest, MoveDisks};
 use crate::workers;
 
 /// Longest request taken, in bytes.
@@ -66,12 +66,6 @@ enum Trial {
     Restart,
     Escalate,
     Takeover,
-}
-
-#[derive(Deserialize)]
-struct MoveDisk {
-    ids: Vec<DiskId>,
-    to: String,
 }
 
 /// Answers requests until the process ends.
@@ -180,8 +174,7 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
         "events" => Ok(daemon.events.lines()),
         "worker.list" => Ok(workers::lines(&daemon.workers())),
         "migrate.disk" => {
-            let request: MoveDisk = take(parameters)?;
-            let started = migrations.start(daemon, &request.ids, &request.to)?;
+            let started = migrations.start(daemon, &take::<MoveDisks>(parameters)?)?;
             let status = started.iter().map(|(handle, _)| handle.status());
             serde_json::to_value(status.collect::<Vec<_>>()).map_err(Failure::of)
         }

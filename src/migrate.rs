@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferry_migration::ids::{DaemonId, DiskId, MEMBERS_MAX, Member, MigrationId};
 use ferry_migration::source::group::{Group, Meeting};
 use ferry_migration::source::{self, SourceError, SourceHandle, SourceParams, SourcePhase};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
@@ -28,6 +29,22 @@ const MOVED_BYTES_MAX: u64 = 1 << 46;
 
 /// How often the end of a migration is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Disks to be moved, as one.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MoveDisks {
+    pub ids: Vec<DiskId>,
+    /// The other daemon.
+    pub to: String,
+    /// Whether the image stays here, under another name.
+    #[serde(default = "yes")]
+    pub keep_source: bool,
+}
+
+/// Unless it is said otherwise.
+pub fn yes() -> bool {
+    true
+}
 
 struct Outgoing {
     handle: Arc<SourceHandle>,
@@ -76,7 +93,7 @@ impl Migrations {
     }
 
     /// Takes charge of a migration, and of what follows its end.
-    pub fn adopt(&self, id: DiskId, handle: SourceHandle, served: Arc<Served>) {
+    pub fn adopt(&self, id: DiskId, handle: SourceHandle, served: Arc<Served>, keep_source: bool) {
         let handle = Arc::new(handle);
         let peer = served
             .ownership
@@ -109,7 +126,7 @@ impl Migrations {
                 }
             }
             if let Some(served) = served.upgrade()
-                && let Err(error) = served.set_aside()
+                && let Err(error) = served.set_aside(keep_source)
             {
                 tracing::warn!(disk = %served.config.id, %error, "the moved image stays where it was");
             }
@@ -124,10 +141,9 @@ impl Migrations {
     pub fn start(
         &self,
         daemon: &Daemon,
-        ids: &[DiskId],
-        peer: &str,
+        wanted: &MoveDisks,
     ) -> Done<Vec<(Arc<SourceHandle>, bool)>> {
-        let mut ids = ids.to_vec();
+        let (mut ids, peer) = (wanted.ids.clone(), wanted.to.as_str());
         ids.sort();
         ids.dedup();
         if ids.is_empty() || ids.len() > MEMBERS_MAX {
@@ -157,7 +173,7 @@ impl Migrations {
                 meeting: Some(meeting),
                 look: daemon.look(),
             });
-            match self.start_one(daemon, id, peer, migration, group) {
+            match self.start_one(daemon, id, wanted, migration, group) {
                 Ok(handle) => started.push((handle, false)),
                 Err(error) => {
                     for (handle, _) in &started {
@@ -208,11 +224,12 @@ impl Migrations {
         &self,
         daemon: &Daemon,
         id: &DiskId,
-        peer: &str,
+        wanted: &MoveDisks,
         migration: MigrationId,
         group: Option<Group>,
     ) -> Done<Arc<SourceHandle>> {
         let served = daemon.disk(id)?;
+        let peer = wanted.to.as_str();
         self.forget(id);
         let kept = served.clone();
         let _size = kept.keep_size();
@@ -227,7 +244,7 @@ impl Migrations {
             shared: served.on_shared(),
             group,
         })?;
-        self.adopt(id.clone(), handle, served);
+        self.adopt(id.clone(), handle, served, wanted.keep_source);
         if let Some(out) = self.disks().get_mut(id) {
             peer.clone_into(&mut out.peer);
         }

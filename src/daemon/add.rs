@@ -450,7 +450,7 @@ impl Daemon {
                     served.on_shared(),
                     self.look(),
                 )?;
-                self.migrations.adopt(id, handle, served.clone());
+                self.migrations.adopt(id, handle, served.clone(), true);
             }
             _ => {}
         }

@@ -167,14 +167,18 @@ impl Served {
 
     /// The disk was served elsewhere since: lets go of the image here and sets it aside. Does
     /// nothing when the disk is back, or on its way, or no disk of this daemon any more.
-    pub fn set_aside(&self) -> io::Result<()> {
+    pub fn set_aside(&self, keep: bool) -> io::Result<()> {
         let arrival = self.arrival();
         if self.is_gone() {
             return Ok(());
         }
         let moved = self.put_away(&arrival)?;
         drop(arrival);
-        moved.map_or(Ok(()), |moved| moved.remove_older())
+        match moved {
+            Some(moved) if keep => moved.remove_older(),
+            Some(moved) => moved.remove_older().and_then(|()| moved.remove()),
+            None => Ok(()),
+        }
     }
 
     /// Makes the path of a disk that was moved away free. Whoever comes first does it: the watcher
@@ -252,9 +256,11 @@ impl SetAside {
         if !fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
             return Ok(None); // a block device stays where it is
         }
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".moved.{epoch}"));
-        let name = PathBuf::from(name);
+        let aside = SetAside {
+            path: path.to_owned(),
+            epoch,
+        };
+        let name = aside.name();
         if fs::symlink_metadata(&name).is_ok() {
             return Err(io::Error::other(format!(
                 "{} was set aside already, and what is at {} now is not the disk; remove one of them",
@@ -263,10 +269,18 @@ impl SetAside {
             )));
         }
         fs::rename(path, name)?;
-        Ok(Some(SetAside {
-            path: path.to_owned(),
-            epoch,
-        }))
+        Ok(Some(aside))
+    }
+
+    /// Removes it, as nobody wants to look back.
+    fn remove(&self) -> io::Result<()> {
+        fs::remove_file(self.name())
+    }
+
+    fn name(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".moved.{}", self.epoch));
+        name.into()
     }
 
     /// Removes what was set aside before: the newest is enough to look back at. It may take long.
@@ -358,12 +372,12 @@ mod tests {
         let path = dir.path().join("image");
         let served = moved(&path, &worker);
         fs::write(aside(&path, 1), b"older").unwrap();
-        served.set_aside().unwrap();
+        served.set_aside(true).unwrap();
         assert!(!path.exists() && aside(&path, 2).exists() && !aside(&path, 1).exists());
         Image::open(&aside(&path, 2), false).unwrap();
         // What comes to the path later is not the disk.
         fs::write(&path, b"mine").unwrap();
-        assert!(served.set_aside().is_err());
+        assert!(served.set_aside(true).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
 
@@ -387,7 +401,7 @@ mod tests {
             image: Some(image.clone()),
         });
         drop(arrival);
-        served.set_aside().unwrap();
+        served.set_aside(true).unwrap();
         assert!(path.exists(), "the copy that arrives was set aside");
 
         // It was granted, installed and activated: the record says so, and the image is live.
@@ -411,7 +425,7 @@ mod tests {
             .apply(Event::Activate { migration, epoch })
             .unwrap();
         *served.arrival() = None;
-        served.set_aside().unwrap();
+        served.set_aside(true).unwrap();
         assert!(path.exists(), "the live image was set aside");
         assert!(served.image().is_some(), "the live image was taken away");
     }
@@ -422,7 +436,7 @@ mod tests {
         let path = dir.path().join("image");
         let served = moved(&path, &worker);
         served.leave(&served.arrival());
-        served.set_aside().unwrap();
+        served.set_aside(true).unwrap();
         assert!(path.exists());
     }
 }

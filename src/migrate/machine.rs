@@ -23,7 +23,7 @@ use ferry_migration::source::{SourceHandle, SourcePhase};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::wait_in_sync;
+use super::{MoveDisks, wait_in_sync};
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
 use crate::qmp::{self, Qmp, result_of};
@@ -54,6 +54,9 @@ pub struct MachineRequest {
     pub migrate_uri: String,
     /// Where the other QEMU listens for it, if that is written differently there.
     pub incoming_uri: Option<String>,
+    /// Whether the disks' images stay here, under other names.
+    #[serde(default = "super::yes")]
+    pub keep_source: bool,
 }
 
 struct Progress {
@@ -263,7 +266,12 @@ impl Run<'_> {
         let migrations = &self.daemon.migrations;
         let request = self.request();
         // A copy that was in sync before is left as it was if this fails.
-        let started = migrations.start(self.daemon, &request.disks, &request.to)?;
+        let disks = MoveDisks {
+            ids: request.disks.clone(),
+            to: request.to.clone(),
+            keep_source: request.keep_source,
+        };
+        let started = migrations.start(self.daemon, &disks)?;
         let disk = |(handle, joined)| Disk { handle, joined };
         made.disks.extend(started.into_iter().map(disk));
         let cancelled = || self.machine.cancelled.load(Ordering::SeqCst);

@@ -1,6 +1,8 @@
 //! Moves there and back, and what stays behind.
 
-use crate::rig::{Guest, Host, MIB, Pair, eventually};
+use std::time::Duration;
+
+use crate::rig::{Guest, Host, MIB, Pair, eventually, text};
 
 #[test]
 fn there_and_back_and_there() {
@@ -99,4 +101,63 @@ fn a_copied_record_is_not_adopted() {
     b.start();
     a.start();
     Guest::at(&b.socket("d")).check();
+}
+
+#[test]
+fn a_disk_in_doubt_is_resolved_by_a_persons_word() {
+    let Pair {
+        dir: _dir,
+        a,
+        mut b,
+    } = Pair::new();
+    let mut guest = Guest::at(&a.socket("d"));
+    guest.check();
+    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let word = |fenced: &str| a.run(&["migrate", "resolve", "d", "--fenced", fenced]);
+    let nobody = "00000000-0000-0000-0000-000000000000";
+    word(nobody).refused(&["not given up"]);
+    let bases = guest.stop();
+    a.run(&["migrate", "release", "d"]).ok();
+    b.kill();
+    guest.resume(&bases);
+    assert!(
+        guest.read(Duration::from_millis(500)).is_none(),
+        "two owners"
+    );
+    word(nobody).refused(&["make sure that that one is off"]);
+    let status = a.run(&["migrate", "status"]).ok();
+    let owner = status["disks"][0]["given_to"].as_str().unwrap();
+    word(owner).ok();
+    guest.wait_any();
+    assert_eq!(a.phase(), "serving");
+    word(owner).error(1);
+}
+
+#[test]
+fn the_source_is_kept_or_not() {
+    let Pair { dir: _dir, a, b } = Pair::new();
+    let words = [
+        "migrate",
+        "disk",
+        "d",
+        "--keep-source=no",
+        "--to",
+        &b.peer(),
+    ];
+    a.run(&words).ok();
+    a.run(&["migrate", "release", "d"]).ok();
+    Guest::at(&b.socket("d")).check();
+    a.wait_phase("moved");
+    eventually("the image is gone", || {
+        !a.image().exists() && a.set_aside().is_empty()
+    });
+    let (image, socket) = (a.image(), a.dir.join("serve.sock"));
+    let serve = [
+        "serve",
+        text(&image),
+        "--socket-path",
+        text(&socket),
+        "--json",
+    ];
+    crate::rig::ferry(&serve).refused(&["moved", &b.peer()]);
 }

@@ -463,6 +463,13 @@ impl Guest {
         None
     }
 
+    /// As [`Guest::check`], for a disk that takes its time.
+    #[track_caller]
+    pub fn wait_served(&mut self, time: Duration) {
+        let read = self.read(time).expect("the disk is not served");
+        assert_eq!(read, [0x5a; 512]);
+    }
+
     /// The disk is served, and is the one that [`image`] made.
     #[track_caller]
     pub fn check(&mut self) {

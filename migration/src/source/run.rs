@@ -366,8 +366,9 @@ impl Conductor {
         (lap, report): (&mut Lap, &mut HandoverReport),
     ) -> Result<(), Halt> {
         copier.deadline = Some(deadline);
-        self.flush_tail(link, copier)?;
-        if self.params.shared.is_some() {
+        if self.params.shared.is_none() {
+            self.flush_tail(link, copier)?;
+        } else {
             // The destination reads what the image has, and not what this host's cache has.
             let flushed = self.params.disk.flush();
             flushed.map_err(|error| {
