@@ -466,10 +466,13 @@ fn follow_disk(client: &mut Client, id: &DiskId) -> Done<Value> {
             bar.finish_and_clear();
             return Ok(line);
         }
-        if !matches!(
+        // Doubt without a reason is that of a disk that has just been given up.
+        let settling = line["phase"] == "in_doubt" && line["reason"].is_null();
+        let under_way = matches!(
             line["phase"].as_str(),
             Some("connecting" | "copying" | "in_sync" | "releasing")
-        ) {
+        );
+        if !under_way && !settling {
             bar.finish_and_clear();
             let phase = line["phase"].as_str().unwrap_or_default();
             // A reason says itself who serves the disk now.

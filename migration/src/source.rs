@@ -334,6 +334,7 @@ impl SourceHandle {
             .wait(Some(until), |live| match live.phase {
                 SourcePhase::InSync
                 | SourcePhase::Releasing
+                | SourcePhase::InDoubt
                 | SourcePhase::Granted
                 | SourcePhase::Moved => Some(Ok(())),
                 SourcePhase::Connecting | SourcePhase::Copying if !live.ended => None,

@@ -1,7 +1,7 @@
 //! A VM of three disks: the other host gets all of them or none, whatever dies when.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::rig::{Guest, Host, MIB, eventually, image, text};
 
@@ -135,10 +135,16 @@ fn of_a_vms_disks_never_a_mixture() {
     let long = std::env::var_os("FERRY_LONG").is_some();
     let mut three = Three::new();
     let mut went = 0;
-    for round in 0..if long { 200 } else { 24 } {
+    // How long it takes here and now, so that the kills fall before, into and after the commit.
+    let mut took = Duration::from_millis(20);
+    for round in 0..if long { 200 } else { 16 } {
         three.copy();
         let kill_source = round % 2 == 0;
-        let pause = Duration::from_micros(round * 997 % 16_000);
+        let pause = match round {
+            0 => Duration::from_secs(2),
+            _ => took.mul_f64(f64::from(round * 37 % 50) / 33.0),
+        };
+        let began = Instant::now();
         let Three { a, b, .. } = &mut three;
         let control = a.dir.join("run/control.sock");
         let release = std::thread::spawn(move || {
@@ -150,6 +156,7 @@ fn of_a_vms_disks_never_a_mixture() {
                 "--control",
                 text(&control),
             ]);
+            began.elapsed()
         });
         std::thread::sleep(pause);
         if kill_source {
@@ -157,7 +164,10 @@ fn of_a_vms_disks_never_a_mixture() {
         } else {
             b.restart();
         }
-        release.join().unwrap();
+        let elapsed = release.join().unwrap();
+        if round == 0 {
+            took = elapsed;
+        }
         let settled = |host: &Host| {
             let phases = phases(host);
             (phases.windows(2).all(|two| two[0] == two[1])).then(|| phases[0].clone())
