@@ -62,7 +62,7 @@ use coverage::{Happened, Seen};
 use run::run;
 
 /// What a test run may take.
-const BUDGET: Duration = Duration::from_secs(60);
+const BUDGET: Duration = Duration::from_secs(100);
 const THREADS: usize = 2;
 /// Lines of a failure's trace.
 const TAIL: usize = 120;

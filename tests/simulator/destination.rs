@@ -261,16 +261,11 @@ fn take(world: &mut World, here: usize, conn: usize, grant: Grant) {
     session.receiving = false;
     let attempt = session.attempt;
     let steps = handover::on_grant(attempt.migration(), attempt.epoch);
-    let steps = match world.hosts[here].phase() {
-        Phase::Incoming { .. } => &steps[..],
-        // A repetition, or one that lost against a hand-back: the record has the answer.
-        _ => &[handover::Step::Answer],
-    };
     let why = Why::Grant {
         conn,
         device_state: grant.device_state,
     };
-    tasks::carry_out(world, here, attempt, steps, why);
+    tasks::carry_out(world, here, attempt, &steps, why);
 }
 
 /// The list's first step.
@@ -289,16 +284,22 @@ pub fn install_and_record(
     attempt: Attempt,
     device_state: &[u8],
 ) -> Result<(), String> {
+    let (migration, epoch) = (attempt.migration(), attempt.epoch);
     let host = &mut world.hosts[here];
-    if host.arrival != Some(attempt) {
-        return Err("no such copy arrived".into());
+    // The daemon sees a repetition, or a grant that comes too late, by itself. Here the table has to.
+    let state = host.record().state();
+    let next = phase::next(&state, Event::Grant { migration, epoch });
+    if next.map_err(|refusal| refusal.to_string())? == state {
+        return Ok(());
     }
     import(host, device_state)?;
-    let (migration, epoch) = (attempt.migration(), attempt.epoch);
     let granted = host.record().grant(migration, epoch, device_state.to_vec());
     granted.map_err(|error| error.to_string())?;
     world.saw(Happened::Granted);
-    let image = world.hosts[here].image.as_ref().expect("it arrived");
+    let Some(image) = &world.hosts[here].image else {
+        world.break_promise("a disk is granted whose copy was thrown away");
+        return Ok(());
+    };
     let kept = world.oracle.grant(here, attempt.number, image);
     world.keep_promise(kept);
     arm(world, here, attempt);

@@ -227,7 +227,9 @@ fn recorded(world: &mut World, here: usize, task: &Task, event: Event) {
         }
         Event::Activate { .. } => {
             let released = world.hosts[1 - here].given_up;
-            let known = released.index > 0 && !released.or_boots;
+            // Of rings that were never used nothing can be told: there a person's word counts.
+            let unused = released.index == 0;
+            let known = !released.or_boots && !unused || released.pulled && unused;
             if world.hosts[here].device.machine != released.machine && known {
                 let pulled = if released.pulled {
                     "pulled"
