@@ -3,7 +3,6 @@
 use super::coverage::Happened;
 use super::guest::{self, Power};
 use super::source::{self, Stage};
-use super::store::Failing;
 use super::world::{Event, MILLI, NAMES, SECOND, Time, World, tell};
 use super::{daemon, wire};
 
@@ -85,7 +84,7 @@ impl Options {
             flushes: rng.u32(0..30),
             reads: rng.u32(0..30),
             zeroes: small(one_of(rng, &[0, 0, 5, 20])),
-            disk_errors: small(one_of(rng, &[0, 0, 10, 50])),
+            disk_errors: small(one_of(rng, &[0, 0, 3, 12])),
             damage: small(one_of(rng, &[0, 0, 0, 300])),
             step_faults: small(one_of(rng, &[0, 5, 15, 50])),
             patience: times(rng, &[30, 200, 2000]),
@@ -302,18 +301,10 @@ fn break_at(world: &mut World, here: usize) {
             world.wire.blocked_until = world.now + wait;
         }
         Fault::Store => {
-            let how = if world.rng.bool() {
-                Failing::Before
-            } else {
-                Failing::After
-            };
-            tell!(
-                world,
-                "the record at {} cannot be written: {how:?}",
-                NAMES[here]
-            );
+            let seed = world.rng.u64(..);
+            tell!(world, "the record at {} cannot be written", NAMES[here]);
             world.saw(Happened::StoreFails);
-            world.hosts[here].shelf.fail(Some(how));
+            world.hosts[here].shelf.fail(Some(seed));
             let wait = world.about(2 * SECOND);
             world.after(wait, Event::StoreMended(here));
         }

@@ -72,7 +72,7 @@ fn await_activation(world: &mut World, here: usize, attempt: Attempt, device_sta
     let imported = destination::import(host, device_state);
     host.arrival = Some(attempt);
     world.keep_promise(imported);
-    // Where it had been told that the record could not be written.
+    // All of it is still there; and it may have been told that the record could not be written.
     let image = world.hosts[here].image.as_ref().expect("it is granted");
     let kept = world.oracle.grant(here, attempt.number, image);
     world.keep_promise(kept);
@@ -129,18 +129,6 @@ pub fn power_cut(world: &mut World, here: usize) {
             world.seen.count(Happened::UnflushedLost);
         }
         world.oracle.power_cut(here, image);
-    }
-    check_owned(world, here);
-}
-
-/// What a flush has covered survives; of a disk that is granted here and not served, everything.
-fn check_owned(world: &mut World, here: usize) {
-    if !world.hosts[here].owns() {
-        return;
-    }
-    if let Some(image) = &world.hosts[here].image {
-        let seen = world.oracle.check(here, image, 0, world.options.blocks);
-        world.keep_promise(seen);
     }
 }
 

@@ -11,16 +11,9 @@ pub struct Shelf(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     record: Option<Record>,
-    failing: Option<Failing>,
-}
-
-/// How a store fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failing {
-    /// The old record stays.
-    Before,
-    /// The new one stands, though the daemon is told that it does not.
-    After,
+    /// Nothing can be stored, and this says which record stands then: the old one, or the new one
+    /// though the daemon is told that it does not.
+    failing: Option<fastrand::Rng>,
 }
 
 impl Shelf {
@@ -28,8 +21,8 @@ impl Shelf {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn fail(&self, how: Option<Failing>) {
-        self.inner().failing = how;
+    pub fn fail(&self, seed: Option<u64>) {
+        self.inner().failing = seed.map(fastrand::Rng::with_seed);
     }
 
     /// What a daemon that starts would read.
@@ -45,7 +38,7 @@ impl RecordStore for Shelf {
 
     fn store(&mut self, record: &Record) -> Result<(), LeaseError> {
         let inner = &mut *self.inner();
-        if inner.failing != Some(Failing::Before) {
+        if inner.failing.as_mut().is_none_or(fastrand::Rng::bool) {
             inner.record = Some(record.clone());
         }
         match inner.failing {
