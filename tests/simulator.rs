@@ -33,18 +33,26 @@ mod destination;
 mod device;
 #[path = "simulator/guest.rs"]
 mod guest;
+#[path = "simulator/host.rs"]
+mod host;
 #[path = "simulator/image.rs"]
 mod image;
+#[path = "simulator/mirror.rs"]
+mod mirror;
 #[path = "simulator/oracle.rs"]
 mod oracle;
 #[path = "simulator/release.rs"]
 mod release;
 #[path = "simulator/resolve.rs"]
 mod resolve;
+#[path = "simulator/rings.rs"]
+mod rings;
 #[path = "simulator/run.rs"]
 mod run;
 #[path = "simulator/source.rs"]
 mod source;
+#[path = "simulator/state.rs"]
+mod state;
 #[path = "simulator/store.rs"]
 mod store;
 #[path = "simulator/tasks.rs"]
@@ -168,4 +176,13 @@ fn a_handover_under_chaos_keeps_every_promise() {
     let sum = run_all(number("FERRY_SIM_RUNS"));
     let missing = sum.seen.missing();
     assert!(missing.is_empty(), "never happened: {missing:?}");
+}
+
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..20 {
+        let (first, again) = (run(seed, false), run(seed, true));
+        assert_eq!(first.events, again.events, "seed {seed}");
+        assert_eq!(first.broken, again.broken, "seed {seed}");
+    }
 }

@@ -200,11 +200,8 @@ fn bring_vm(world: &mut World) {
 fn bring_vm_to(world: &mut World, here: usize) {
     match power_at(world, here) {
         Power::Off if world.hosts[1 - here].vm.is_still() => arrive(world, here),
-        Power::Off if world.hosts[1 - here].vm.is_there() => {
-            if power_at(world, 1 - here) == Power::Running {
-                guest::stop(world, 1 - here);
-            }
-        }
+        Power::Off if power_at(world, 1 - here) == Power::Running => guest::stop(world, 1 - here),
+        Power::Off if world.hosts[1 - here].vm.is_there() => {}
         Power::Off if world.once_in(3) => guest::boot(world, here),
         Power::Stopped => resume(world, here),
         _ => {}

@@ -7,7 +7,8 @@ use ferry_migration::extents::{CHUNK_BYTES, EXTENT_BYTES, Step};
 use super::coverage::Happened;
 use super::device;
 use super::image::{BLOCKS_PER_EXTENT, Block, PARTS, block_of};
-use super::source::{Change, Source, alarm, wake, wake_writer};
+use super::mirror::{Change, wake_writer};
+use super::source::{Source, alarm, wake};
 use super::world::{MILLI, World};
 
 /// Bytes of the bulk copy that may be under way without an acknowledgement.

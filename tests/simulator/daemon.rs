@@ -9,7 +9,9 @@ use super::device::{self, Gate, OnRestart};
 use super::guest;
 use super::image::byte_of;
 use super::resolve::Resolving;
+use super::rings;
 use super::source::{self, Source, Stage};
+use super::state;
 use super::tasks::Task;
 use super::wire;
 use super::world::{Attempt, DISK_UUID, Event, MILLI, NAMES, SECOND, World, tell};
@@ -69,7 +71,7 @@ pub fn start(world: &mut World, here: usize) {
 fn await_activation(world: &mut World, here: usize, attempt: Attempt, device_state: &[u8]) {
     world.saw(Happened::RestartedWhileGranted);
     let host = &mut world.hosts[here];
-    let imported = destination::import(host, device_state);
+    let imported = state::import(host, device_state);
     host.arrival = Some(attempt);
     world.keep_promise(imported);
     // All of it is still there; and it may have been told that the record could not be written.
@@ -161,5 +163,5 @@ pub fn wake(world: &mut World, here: usize) {
     for (at, job) in (0..).zip(later) {
         world.job(here, at * 5, job);
     }
-    device::pump(world, here);
+    rings::pump(world, here);
 }

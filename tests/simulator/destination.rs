@@ -9,16 +9,13 @@ use ferry_migration::handover;
 use ferry_migration::lease::ownership::Applied;
 use ferry_migration::negotiate::{Hello, Ready, check_hello, check_target};
 use ferry_migration::phase::{self, Event, Phase};
-use ferry_migration::schema::BlkState;
-use ferry_migration::schema::blk_v1::BlkV1;
-use ferry_migration::schema::queue_v1::QueueV1;
 
 use super::coverage::Happened;
-use super::device::{Expected, Gate, OnRestart};
+use super::device::{Gate, OnRestart};
 use super::image::{BLOCK_BYTES, Block, Image, PARTS, block_of, byte_of, unpack};
 use super::tasks::{self, Why};
-use super::wire;
-use super::world::{Attempt, DISK_UUID, Host, Job, NAMES, SECOND, World, tell};
+use super::world::{Attempt, DISK_UUID, Job, NAMES, SECOND, World, tell};
+use super::{rings, state, wire};
 
 /// One mirror's receiving end.
 #[derive(Debug)]
@@ -32,47 +29,6 @@ pub struct Session {
     granted: bool,
     /// Why it is over, once its thread finds out.
     over: Option<&'static str>,
-}
-
-pub fn shape(blocks: usize, features: u64) -> BlkV1 {
-    BlkV1 {
-        capacity_bytes: byte_of(blocks),
-        block_bytes: 4096,
-        num_queues: 1,
-        read_only: false,
-        acked_features: features,
-        writeback: true,
-        serial: [0; 20],
-    }
-}
-
-/// The device's state for a grant; nothing while its rings run.
-pub fn export(blocks: usize, host: &Host) -> Option<Vec<u8>> {
-    let device = &host.device;
-    let queue = QueueV1 {
-        index: 0,
-        size: 256,
-        next_avail: device.base,
-        used_idx: device.base,
-        enabled: true,
-        event_idx: false,
-    };
-    let state = BlkState::new(shape(blocks, device.features), vec![queue]);
-    let state = state.and_then(|state| state.encode()).ok();
-    state.filter(|_| !device.rings_run)
-}
-
-/// The device takes over a state, if its VM is not another one already.
-pub fn import(host: &mut Host, device_state: &[u8]) -> Result<(), String> {
-    let state = BlkState::decode(device_state).map_err(|error| error.to_string())?;
-    let base = state.queues[0].next_avail;
-    let or_boots = state.blk.acked_features == 0;
-    let device = &mut host.device;
-    if device.rings_run && device.base != base && !(or_boots && device.base == 0) {
-        return Err("another machine is attached".into());
-    }
-    device.expected = Some(Expected { base, or_boots });
-    Ok(())
 }
 
 fn session(world: &mut World, here: usize, conn: usize) -> Option<&mut Session> {
@@ -287,12 +243,12 @@ pub fn install_and_record(
     let (migration, epoch) = (attempt.migration(), attempt.epoch);
     let host = &mut world.hosts[here];
     // The daemon sees a repetition, or a grant that comes too late, by itself. Here the table has to.
-    let state = host.record().state();
-    let next = phase::next(&state, Event::Grant { migration, epoch });
-    if next.map_err(|refusal| refusal.to_string())? == state {
+    let before = host.record().state();
+    let next = phase::next(&before, Event::Grant { migration, epoch });
+    if next.map_err(|refusal| refusal.to_string())? == before {
         return Ok(());
     }
-    import(host, device_state)?;
+    state::import(host, device_state)?;
     let granted = host.record().grant(migration, epoch, device_state.to_vec());
     granted.map_err(|error| error.to_string())?;
     world.saw(Happened::Granted);
@@ -311,7 +267,7 @@ pub fn arm(world: &mut World, here: usize, attempt: Attempt) {
     let device = &mut world.hosts[here].device;
     (device.gate, device.on_restart, device.asked) =
         (Gate::Armed(attempt), OnRestart::Nobody, false);
-    super::device::pump(world, here);
+    rings::pump(world, here);
 }
 
 pub fn arm_again(world: &mut World, here: usize, attempt: Attempt) {

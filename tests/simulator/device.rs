@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::coverage::Happened;
-use super::destination;
 use super::guest;
 use super::image::{Block, PARTS, byte_of};
-use super::source::{self, Change};
+use super::mirror::{self, Change};
+use super::rings::drained;
+use super::source;
 use super::world::{Attempt, Event, Job, MILLI, NAMES, Time, World, tell};
 
 /// Whether the disk is served.
@@ -119,10 +120,10 @@ pub struct Device {
     pub on_restart: OnRestart,
     pub rings_run: bool,
     /// The VMM that has started them, and its machine.
-    boot: u32,
+    pub boot: u32,
     pub machine: u16,
     /// The VMM waits for its rings to be drained.
-    leaving: bool,
+    pub leaving: bool,
     /// Where they begin, or have stopped.
     pub base: u16,
     /// What the driver negotiated; what it left, when its VMM is gone.
@@ -196,7 +197,7 @@ pub fn detach_tap(world: &mut World, here: usize) {
 fn fail_mirror(world: &mut World, here: usize, why: &'static str) {
     tell!(world, "{} gives the mirror up: {why}", NAMES[here]);
     world.saw(Happened::MirrorGivenUp);
-    source::tapped(world, here, Change::Failed);
+    mirror::tapped(world, here, Change::Failed);
     detach_tap(world, here);
 }
 
@@ -258,7 +259,7 @@ pub fn begin(world: &mut World, here: usize, mut request: Request) {
             first: request.first,
             blocks: request.data(),
         };
-        if !source::tapped(world, here, change) {
+        if !mirror::tapped(world, here, change) {
             fail_mirror(world, here, "its queue is full");
             request.seq = 0;
         }
@@ -319,7 +320,7 @@ pub fn reap(world: &mut World, here: usize, id: u32) {
             count: request.count,
         };
         world.saw(Happened::WriteFailed);
-        if world.hosts[here].device.tap.is_some() && !source::tapped(world, here, change) {
+        if world.hosts[here].device.tap.is_some() && !mirror::tapped(world, here, change) {
             fail_mirror(world, here, "a failed write could not be reported");
         }
     }
@@ -330,7 +331,7 @@ pub fn reap(world: &mut World, here: usize, id: u32) {
 }
 
 /// Answers those that wait for nobody, or not any more.
-fn complete_landed(world: &mut World, here: usize, which: impl Fn(&Request) -> bool) {
+pub fn complete_landed(world: &mut World, here: usize, which: impl Fn(&Request) -> bool) {
     let mut at = 0;
     loop {
         let device = &mut world.hosts[here].device;
@@ -368,104 +369,6 @@ pub fn check_patience(world: &mut World, here: usize) {
         fail_mirror(world, here, "a write waited too long for the other side");
     } else {
         world.timer(here, 50 * MILLI, Job::Patience);
-    }
-}
-
-/// GET_VRING_BASE: what has landed is answered at once, the rest is waited for.
-pub fn stop_rings(world: &mut World, here: usize, boot: u32) {
-    let device = &mut world.hosts[here].device;
-    if !device.rings_run {
-        return guest::rings_stopped(world, here, boot);
-    }
-    if device.boot != boot {
-        return again(world, here, Job::StopRings(boot));
-    }
-    device.leaving = true;
-    complete_landed(world, here, |_| true);
-}
-
-fn drained(world: &mut World, here: usize) {
-    let device = &mut world.hosts[here].device;
-    if !device.is_drained() {
-        return;
-    }
-    if device.leaving {
-        (device.leaving, device.rings_run) = (false, false);
-        let boot = device.boot;
-        guest::rings_stopped(world, here, boot);
-    }
-    source::wake(world, here);
-}
-
-/// Another VMM is still attached, whose rings are being drained.
-fn again(world: &mut World, here: usize, job: Job) {
-    world.job(here, MILLI, job);
-}
-
-/// The VMM has attached and starts its rings.
-pub fn start_rings(world: &mut World, here: usize, boot: u32) {
-    let host = &mut world.hosts[here];
-    let (base, machine, device) = (host.vm.index, host.vm.machine, &mut host.device);
-    if host.vm.boot != boot || !host.vm.is_there() || device.rings_run && device.boot == boot {
-        return;
-    }
-    if device.rings_run {
-        return again(world, here, Job::StartRings(boot));
-    }
-    if device.expected.is_some_and(|expected| !expected.fits(base)) {
-        tell!(
-            world,
-            "{} does not start the rings of another machine",
-            NAMES[here]
-        );
-        return world.saw(Happened::StrangerHeld);
-    }
-    (device.rings_run, device.base, device.departed) = (true, base, false);
-    (device.features, device.boot, device.machine) = (1, boot, machine);
-    let on_restart = device.on_restart;
-    tell!(world, "rings run at {} from {base}", NAMES[here]);
-    match on_restart {
-        OnRestart::Source => source::restarted(world, here),
-        OnRestart::Session(conn) => destination::pull(world, here, conn),
-        OnRestart::Nobody => {}
-    }
-    pump(world, here);
-}
-
-/// Serves what waits in the rings, if it may.
-pub fn pump(world: &mut World, here: usize) {
-    let host = &mut world.hosts[here];
-    if !host.up || host.suspended || !host.device.rings_run || host.device.leaving {
-        return;
-    }
-    if host.device.boot != host.vm.boot {
-        return;
-    }
-    match host.device.gate {
-        Gate::Open => {
-            host.driver = host.vm.machine;
-            for request in std::mem::take(&mut host.vm.waiting) {
-                begin(world, here, request);
-            }
-        }
-        Gate::Armed(_) if !host.vm.waiting.is_empty() && !host.device.asked => {
-            host.device.asked = true;
-            world.job(here, 50, Job::FirstRequest);
-        }
-        _ => {}
-    }
-}
-
-/// The VMM is gone: its rings stop, and where they stood is remembered.
-pub fn vmm_gone(world: &mut World, here: usize, boot: u32) {
-    let device = &mut world.hosts[here].device;
-    if device.boot != boot {
-        return;
-    }
-    device.departed |= device.features != 0;
-    if device.rings_run {
-        device.leaving = true;
-        complete_landed(world, here, |_| true);
     }
 }
 

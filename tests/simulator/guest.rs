@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::coverage::Happened;
-use super::device::{self, Op, Request};
+use super::device::{Op, Request};
+use super::rings;
 use super::world::{Event, Job, NAMES, World, tell};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -176,7 +177,7 @@ fn ask(world: &mut World, here: usize) {
     }
     request.id = world.number();
     world.hosts[here].vm.waiting.push(request);
-    device::pump(world, here);
+    rings::pump(world, here);
 }
 
 /// The guest learns that its request is done, or has failed.

@@ -5,10 +5,10 @@ use ferry_migration::handover;
 
 use super::copy;
 use super::coverage::Happened;
-use super::destination;
 use super::device::{self, Gate, OnRestart};
 use super::resolve::Resolving;
 use super::source::{Stage, alarm, end, resume, wake};
+use super::state;
 use super::tasks::{self, Why};
 use super::wire;
 use super::world::{NAMES, SECOND, Time, World, tell};
@@ -114,7 +114,7 @@ fn flush_tail(world: &mut World, here: usize) {
             let tag = source.flush_tag;
             source.orders.push_back(tag);
             releasing(world, here).flush = Some(tag);
-            super::source::wake_writer(world, here);
+            super::mirror::wake_writer(world, here);
             wake(world, here);
         }
         Some(_) if source.restarted || host.device.rings_run => stay(world, here, "the rings run"),
@@ -137,7 +137,7 @@ fn commit(world: &mut World, here: usize) {
     if !pulled && host.device.departed {
         host.device.features = 0;
     }
-    let Some(device_state) = destination::export(world.options.blocks, &world.hosts[here]) else {
+    let Some(device_state) = state::export(world.options.blocks, &world.hosts[here]) else {
         return end(world, here, "the device's state cannot be exported");
     };
     let host = &mut world.hosts[here];

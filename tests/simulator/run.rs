@@ -4,8 +4,9 @@ use super::chaos;
 use super::coverage::{Happened, Seen};
 use super::device::Gate;
 use super::guest::{self, Power};
+use super::host::Host;
 use super::resolve;
-use super::world::{Host, SECOND, Time, World};
+use super::world::{SECOND, Time, World};
 
 /// What came of a run.
 pub struct Outcome {

@@ -12,7 +12,7 @@ use super::coverage::Happened;
 use super::device::Gate;
 use super::source;
 use super::world::{Attempt, Job, NAMES, World, tell};
-use super::{chaos, destination, device, release, resolve, wire};
+use super::{chaos, destination, release, resolve, rings, wire};
 
 /// What a list is carried out for.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ fn serve(world: &mut World, here: usize, task: &Task) {
         tell!(world, "{} serves", NAMES[here]);
         world.saw(Happened::Activated);
         destination::notice_activation(world, here, task.attempt);
-        device::pump(world, here);
+        rings::pump(world, here);
     } else {
         source::resume(world, here);
     }

@@ -208,9 +208,10 @@ pub fn hear(world: &mut World, here: usize, conn: usize) {
         }
         let now = world.now;
         let pipe = &mut world.wire.conns[conn].to[here];
-        let Some(packet) = pipe.packets.pop_front_if(|packet| packet.at <= now) else {
+        if pipe.packets.front().is_none_or(|packet| packet.at > now) {
             return;
-        };
+        }
+        let packet = pipe.packets.pop_front().expect("looked at");
         world.wire.conns[conn].heard[here] = world.clock(here);
         let Some(bytes) = packet.bytes else {
             tell!(world, "{} hears the end of a connection", NAMES[here]);

@@ -7,24 +7,20 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
 
-use ferry_migration::ids::{Claim, DaemonId, DiskId, MigrationId};
-use ferry_migration::lease::{Ownership, Peer};
+use ferry_migration::ids::{Claim, DiskId, MigrationId};
+use ferry_migration::lease::Ownership;
 use ferry_migration::phase::{Event as Change, Phase};
 use uuid::Uuid;
 
 use super::chaos::{self, Options};
 use super::coverage::{Happened, Seen};
-use super::destination::Session;
-use super::device::Device;
-use super::guest::{self, Vm};
+use super::guest;
+use super::host::Host;
 use super::image::Image;
 use super::oracle::Oracle;
-use super::release::GivenUp;
-use super::source::{self, Source};
-use super::store::Shelf;
-use super::tasks::Task;
+use super::source;
 use super::wire::Wire;
-use super::{daemon, destination, device, tasks, wire};
+use super::{daemon, destination, device, mirror, rings, tasks, wire};
 
 /// In microseconds, since the world began.
 pub type Time = u64;
@@ -149,84 +145,6 @@ impl Ord for Entry {
 impl PartialOrd for Entry {
     fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
-    }
-}
-
-pub struct Host {
-    pub id: DaemonId,
-    /// Counts the daemon's starts.
-    pub life: u32,
-    pub up: bool,
-    pub suspended: bool,
-    /// What a suspended daemon will do.
-    pub later: Vec<Job>,
-    /// How fast its clock runs, in thousandths.
-    pub clock: u64,
-    /// Durable.
-    pub shelf: Shelf,
-    /// Durable but for its cache.
-    pub image: Option<Image>,
-    /// What the daemon holds in memory; there while it runs.
-    pub record: Option<Ownership>,
-    pub device: Device,
-    pub source: Option<Source>,
-    /// The copy that is there or arrives, until it is served.
-    pub arrival: Option<Attempt>,
-    pub sessions: Vec<Session>,
-    pub tasks: Vec<Task>,
-    pub vm: Vm,
-    /// The machine that was served here last.
-    pub driver: u16,
-    /// As the disk was last given up here.
-    pub given_up: GivenUp,
-}
-
-impl Host {
-    fn new(id: u128) -> Host {
-        Host {
-            id: DaemonId(Uuid::from_u128(id)),
-            life: 0,
-            up: false,
-            suspended: false,
-            later: Vec::new(),
-            clock: 1000,
-            shelf: Shelf::default(),
-            image: None,
-            record: None,
-            device: Device::default(),
-            source: None,
-            arrival: None,
-            sessions: Vec::new(),
-            tasks: Vec::new(),
-            vm: Vm::default(),
-            driver: 0,
-            given_up: GivenUp::default(),
-        }
-    }
-
-    /// The daemon's record while it runs, otherwise what it would find.
-    pub fn phase(&self) -> Phase {
-        match &self.record {
-            Some(record) => record.phase(),
-            None => self.shelf.record().map_or(Phase::Vacant, |r| r.state.phase),
-        }
-    }
-
-    pub fn owns(&self) -> bool {
-        matches!(self.phase(), Phase::Serving { .. } | Phase::Granted { .. })
-    }
-
-    pub fn record(&self) -> &Ownership {
-        self.record
-            .as_ref()
-            .expect("a daemon that runs has its record")
-    }
-
-    pub fn peer(&self) -> Peer {
-        Peer {
-            address: "there".to_owned(),
-            daemon: self.id,
-        }
     }
 }
 
@@ -414,7 +332,7 @@ impl World {
         match job {
             Job::Source => source::look(self, here),
             Job::Alarm => source::rings(self, here),
-            Job::Writer => source::write(self, here),
+            Job::Writer => mirror::write(self, here),
             Job::Step(task) => tasks::carry_out_one(self, here, task),
             Job::Hear(conn) => wire::hear(self, here, conn),
             Job::Lost(conn) => wire::lost(self, here, conn),
@@ -424,9 +342,9 @@ impl World {
             Job::Patience => device::check_patience(self, here),
             Job::FirstRequest => destination::first_request(self, here),
             Job::Arm(attempt) => destination::arm_again(self, here, attempt),
-            Job::StopRings(boot) => device::stop_rings(self, here, boot),
-            Job::StartRings(boot) => device::start_rings(self, here, boot),
-            Job::VmmGone(boot) => device::vmm_gone(self, here, boot),
+            Job::StopRings(boot) => rings::stop_rings(self, here, boot),
+            Job::StartRings(boot) => rings::start_rings(self, here, boot),
+            Job::VmmGone(boot) => rings::vmm_gone(self, here, boot),
         }
     }
 
