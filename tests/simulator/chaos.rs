@@ -230,6 +230,13 @@ fn cancel(world: &mut World, here: usize) {
     }
 }
 
+/// An orchestrator that waits for this releases the disk at once, with the last writes under way.
+pub fn rings_stand(world: &mut World, here: usize) {
+    if !world.healed && world.rng.u32(0..100) >= world.options.pulls && world.rng.bool() {
+        release(world, here);
+    }
+}
+
 fn release(world: &mut World, here: usize) {
     let now = world.clock(here);
     let patience = world.about(5 * SECOND);

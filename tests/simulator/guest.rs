@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::chaos;
 use super::coverage::Happened;
 use super::device::{Op, Request};
 use super::rings;
@@ -105,6 +106,7 @@ pub fn rings_stopped(world: &mut World, here: usize, boot: u32) {
         host.device.base = host.vm.index;
     }
     tell!(world, "rings stand at {}", NAMES[here]);
+    chaos::rings_stand(world, here);
 }
 
 pub fn resume(world: &mut World, here: usize) {
