@@ -259,7 +259,8 @@ pub enum NoProof {
     /// The rings there were used, and of those here nothing is known.
     #[error(
         "where the rings stopped here is not known any more (the daemon was restarted, or no VM has \
-         driven them since), so nothing shows that it is the same VM that has arrived there"
+         driven them since), so nothing shows that it is the same VM that has arrived there; if it is, say \
+         so: ferry migrate commit"
     )]
     Unknown,
     /// They differ.

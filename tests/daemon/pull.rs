@@ -104,11 +104,15 @@ fn after_a_hand_back_the_disk_follows_from_where_the_vm_is_then() {
 
 #[test]
 fn a_disk_whose_vmm_is_gone_goes_by_a_persons_word() {
-    for boots in [false, true] {
-        let pair = Pair::new();
+    for (boots, forgotten) in [(false, false), (true, false), (false, true)] {
+        let mut pair = Pair::new();
         let mut guest = Guest::at(&pair.a.socket("d"));
         guest.check();
         let (guest, bases) = guest.departs();
+        if forgotten {
+            // Where the rings stopped is in no record.
+            pair.a.restart();
+        }
         prepare(&pair);
         pair.a.run(&["migrate", "commit", "d"]).ok();
         // Paused, it went on its way; or it is shut down, and another boots.

@@ -1,7 +1,15 @@
 //! A VM of three disks: the other host gets all of them or none, whatever dies when.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use ferry_migration::codec::{Grant, HandBack, Message, read_frame, write_message};
+use ferry_migration::ids::{Claim, DaemonId, Member, MigrationId};
+use ferry_migration::negotiate::{Hello, ImageKind};
+use ferry_migration::schema::BlkState;
+use ferry_migration::schema::blk_v1::BlkV1;
+use ferry_migration::schema::queue_v1::QueueV1;
 
 use crate::rig::{Guest, Host, MIB, eventually, image, text};
 
@@ -199,4 +207,89 @@ fn of_a_vms_disks_never_a_mixture() {
     }
     println!("{went} rounds ended at the destination");
     assert!(went > 0, "no round went through");
+}
+
+/// What a source says that dies between two grants.
+#[test]
+fn a_granted_disk_waits_for_those_it_moves_with() {
+    let three = Three::new();
+    let b = &three.b;
+    let migration = MigrationId::random();
+    let claim = |id: &str| Claim {
+        migration,
+        disk: id.parse().unwrap(),
+        epoch: 2,
+    };
+    let mut streams: Vec<TcpStream> = ["root", "data"]
+        .into_iter()
+        .map(|id| {
+            let other = if id == "root" { "data" } else { "root" };
+            let hello = Message::Hello(Hello {
+                claim: claim(id),
+                disk_uuid: uuid::Uuid::new_v4(),
+                daemon: DaemonId::random(),
+                image: ImageKind::Raw,
+                shape: shape(),
+                members: vec![Member {
+                    disk: other.parse().unwrap(),
+                    epoch: 2,
+                }],
+            });
+            let mut stream = TcpStream::connect(b.peer()).unwrap();
+            write_message(&mut stream, &hello).unwrap();
+            assert!(matches!(hear(&mut stream), Message::Ready(_)));
+            stream
+        })
+        .collect();
+    let grant = |id: &str| {
+        let queues = vec![QueueV1 {
+            index: 0,
+            size: 64,
+            next_avail: 0,
+            used_idx: 0,
+            enabled: false,
+            event_idx: false,
+        }];
+        Message::Grant(Grant {
+            claim: claim(id),
+            device_state: BlkState::new(shape(), queues).unwrap().encode().unwrap(),
+        })
+    };
+    write_message(&mut streams[0], &grant("root")).unwrap();
+    assert!(matches!(hear(&mut streams[0]), Message::Granted(_)));
+    let mut guest = Guest::at(&b.socket("root"));
+    let served = guest.read(Duration::from_secs(1));
+    assert!(served.is_none(), "served without the other");
+    write_message(&mut streams[1], &grant("data")).unwrap();
+    assert!(matches!(hear(&mut streams[1]), Message::Granted(_)));
+    guest.wait_any();
+    // One is served: the other is not handed back.
+    let ask = Message::HandBack(HandBack {
+        claim: claim("data"),
+        though_granted: true,
+    });
+    let mut stream = TcpStream::connect(b.peer()).unwrap();
+    write_message(&mut stream, &ask).unwrap();
+    assert!(matches!(hear(&mut stream), Message::Granted(_)));
+}
+
+fn hear(stream: &mut TcpStream) -> Message {
+    loop {
+        match read_frame(stream).unwrap().message {
+            Message::Ping | Message::Pull(_) => {}
+            other => return other,
+        }
+    }
+}
+
+fn shape() -> BlkV1 {
+    BlkV1 {
+        capacity_bytes: MIB,
+        block_bytes: 4096,
+        num_queues: 1,
+        read_only: false,
+        acked_features: 0,
+        writeback: true,
+        serial: [0; 20],
+    }
 }

@@ -91,7 +91,11 @@ impl Resolver<'_> {
                     self.answer(SourcePhase::Granted, None, Ok(self.finish(&report)));
                 }
                 Some(Verdict::Activated) => {
-                    self.note(Word::Activated);
+                    if !self.note(Word::Activated) {
+                        // Asked again until it can be: a disk that is here as given up takes no offers.
+                        self.shared.lose("the destination's answer is not recorded");
+                        continue;
+                    }
                     self.moved(acknowledged, began, report);
                     return SourcePhase::Moved;
                 }
@@ -168,15 +172,19 @@ impl Resolver<'_> {
         None
     }
 
-    /// What only repeats the destination's own record may fail here; it is asked again at a restart.
-    fn note(&self, word: Word) {
+    /// Records what the destination said; false when that has to be tried again. It only repeats the
+    /// destination's own record.
+    fn note(&self, word: Word) -> bool {
+        let mut noted = true;
         for step in self.on_word(word) {
             if let Step::Record(event) = step
                 && let Err(error) = self.ownership.apply(event)
             {
                 tracing::warn!(claim = %self.claim, %error, "the destination's answer is not recorded");
+                noted &= !matches!(error, OwnershipError::Lease(_));
             }
         }
+        noted
     }
 
     /// When one of the VM's disks is back, or never went, this one has to come back too.

@@ -81,8 +81,8 @@ impl BlkDevice {
             ));
         }
         for (ring, queue) in state.rings.iter().zip(&incoming.queues) {
-            let boots = blk.acked_features == 0 && ring.base == 0;
-            if ring.running && ring.base != queue.next_avail && !boots {
+            let loose = blk.acked_features == 0 && (ring.base == 0 || queue.next_avail == 0);
+            if ring.running && ring.base != queue.next_avail && !loose {
                 return refuse(format!(
                     "queue {} runs here from {}, and the disk's guest stopped at {}: another machine \
                      is attached",
