@@ -22,6 +22,8 @@ mod killed;
 mod moves;
 #[path = "daemon/pull.rs"]
 mod pull;
+#[path = "daemon/resume.rs"]
+mod resume;
 #[path = "daemon/rig.rs"]
 mod rig;
 #[path = "daemon/shared.rs"]

@@ -56,6 +56,35 @@ pub struct Data {
     pub crcs: Vec<u32>,
 }
 
+/// What a range holds, for a destination that kept a copy of an earlier attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// For the answer.
+    pub tag: Tag,
+    /// First byte on the disk.
+    pub offset_bytes: u64,
+    /// Length in bytes, at most [`DATA_BYTES_MAX`].
+    pub len_bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub hash: [u8; 32],
+}
+
+/// What the destination has of a range is something else: it has to be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differs {
+    /// The digest's.
+    pub tag: Tag,
+    /// First byte on the disk.
+    pub offset_bytes: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+}
+
+/// For [`Digest::hash`].
+pub fn digest(data: &[u8]) -> [u8; 32] {
+    blake3::hash(data).into()
+}
+
 /// A range that reads as zeroes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zero {
@@ -161,6 +190,10 @@ pub enum Message {
     Data(Data),
     /// Source: zeroes.
     Zero(Zero),
+    /// Source: what a range holds.
+    Digest(Digest),
+    /// Destination: it holds something else here. In the place of an `Ack`.
+    Differs(Differs),
     /// Destination: everything up to this is applied (a flush: durable).
     Ack(Tag),
     /// Source: make all before this durable.
@@ -370,6 +403,8 @@ impl Message {
             Message::Ping => pack(16, &()),
             Message::Pull(m) => pack(17, m),
             Message::NotGranted(m) => pack(18, m),
+            Message::Digest(m) => pack(19, m),
+            Message::Differs(m) => pack(20, m),
         }
     }
 
@@ -393,6 +428,8 @@ impl Message {
             16 => unpack::<()>(meta).map(|()| Message::Ping)?,
             17 => Message::Pull(unpack(meta)?),
             18 => Message::NotGranted(unpack(meta)?),
+            19 => Message::Digest(unpack(meta)?),
+            20 => Message::Differs(unpack(meta)?),
             other => {
                 return Err(CodecError::Protocol(format!(
                     "unknown message kind {other}"

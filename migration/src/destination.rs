@@ -66,8 +66,13 @@ pub struct PreparedTarget {
 /// Where the bytes of a disk that arrives are, or go.
 #[derive(Clone)]
 pub enum TargetBytes {
-    /// To a fresh image that reads as zeroes, locked by this process.
-    Copy(Arc<Image>),
+    /// To an image that is locked by this process.
+    Copy {
+        /// The image.
+        image: Arc<Image>,
+        /// It is what an earlier attempt left, and holds what it holds; else it reads as zeroes.
+        kept: bool,
+    },
     /// They are there: the image is the source's.
     Shared(Arc<dyn SharedDisk>),
 }
@@ -75,7 +80,7 @@ pub enum TargetBytes {
 /// The daemon, as the receiving end sees it. Called from several threads; every call may block but
 /// `activated`.
 pub trait DestinationHost: Send + Sync {
-    /// Makes room for a disk: a device whose rings are held, and a fresh image for it. Changes no
+    /// Makes room for a disk: a device whose rings are held, and an image for it. Changes no
     /// record. The offer has passed its own checks. A disk that has a target already is refused, so
     /// that two offers cannot share one. A refusal's text goes to the source.
     fn prepare(&self, hello: &Hello) -> Result<PreparedTarget, String>;
@@ -85,10 +90,11 @@ pub trait DestinationHost: Send + Sync {
     /// changed, and the copy is discarded.
     fn install(&self, claim: &Claim, device_state: &[u8]) -> Result<(), String>;
 
-    /// The copy is void, and the record says so durably: remove the image (not a shared one, and not
-    /// the record, which is the proof) and let go of the device. Only the target of this very migration is meant: a newer
+    /// The copy is void, and the record says so durably: let go of the device, and remove the image, or
+    /// keep it for the next attempt if that is `wanted` (not a shared one; and not the record, which is
+    /// the proof). Only the target of this very migration is meant: a newer
     /// one of the same disk stays. The device's activation hook, if armed, answers no from now on.
-    fn discard(&self, claim: &Claim, why: &str);
+    fn discard(&self, claim: &Claim, wanted: bool, why: &str);
 
     /// The disk serves here from now on. Called on the activating thread; must not block.
     fn activated(&self, claim: &Claim);
@@ -178,7 +184,7 @@ fn answer_hand_back(host: &Arc<dyn DestinationHost>, ask: &HandBack) -> Message 
             match ownership.apply(event) {
                 Ok(Applied::Changed) => {
                     tracing::info!(%claim, "handed back");
-                    host.discard(claim, "the source took the disk back");
+                    host.discard(claim, true, "the source took the disk back");
                 }
                 Ok(Applied::Repeated) => {}
                 Err(OwnershipError::Refused(refusal)) => why = Some(refusal.to_string()),
@@ -283,7 +289,7 @@ fn arm(
     target.disk.await_activation(Box::new(move || {
         let (migration, epoch) = (claim.migration, claim.epoch);
         let (datastore, shared) = match &ours.bytes {
-            TargetBytes::Copy(_) => (Datastore::Own, None),
+            TargetBytes::Copy { .. } => (Datastore::Own, None),
             TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
         };
         for step in handover::on_first_request(migration, epoch, datastore) {

@@ -39,6 +39,8 @@ pub struct Hello {
 pub struct Ready {
     /// The daemon that consents; later answers must come from it.
     pub daemon: DaemonId,
+    /// There is a copy of an earlier attempt: digests will do for what it has.
+    pub kept: bool,
 }
 
 /// Checks an offer by itself, before the host is asked to make room for it.

@@ -419,7 +419,7 @@ impl Daemon {
                 };
                 let bytes = match (served.on_shared(), served.image()) {
                     (Some(shared), _) => TargetBytes::Shared(shared),
-                    (None, Some(image)) => TargetBytes::Copy(image),
+                    (None, Some(image)) => TargetBytes::Copy { image, kept: false },
                     (None, None) => {
                         return Err(Failure::Failed(format!(
                             "{claim} is granted, and has no image"
@@ -430,7 +430,7 @@ impl Daemon {
                 *served.arrival() = Some(Arrival {
                     claim: claim.clone(),
                     image: match &bytes {
-                        TargetBytes::Copy(image) => Some(image.clone()),
+                        TargetBytes::Copy { image, .. } => Some(image.clone()),
                         TargetBytes::Shared(_) => None,
                     },
                 });

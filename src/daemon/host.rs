@@ -111,9 +111,16 @@ impl Daemon {
             .image_path()
             .ok_or("a disk arrives at a path only")?
             .to_owned();
-        let moved = make_room(served, &arrival, &path)?;
         let (bytes, cache) = (hello.shape.capacity_bytes, served.config.cache.into());
-        let image = Arc::new(create_copy(&path, bytes, cache)?);
+        let kept = keep_copy(&path, hello, cache);
+        let (moved, image) = match &kept {
+            Some(image) => (None, image.clone()),
+            None => {
+                let moved = make_room(served, &arrival, &path)?;
+                let image = create_copy(&path, hello.disk_uuid, bytes, cache)?;
+                (moved, Arc::new(image))
+            }
+        };
         *arrival = Some(Arrival {
             claim: hello.claim.clone(),
             image: Some(image.clone()),
@@ -123,7 +130,10 @@ impl Daemon {
             tracing::warn!(disk = %id, %error, "older images of the disk stay");
         }
         Ok(PreparedTarget {
-            bytes: TargetBytes::Copy(image),
+            bytes: TargetBytes::Copy {
+                image,
+                kept: kept.is_some(),
+            },
             ownership: served.ownership.clone(),
             disk: served.lifecycle(),
         })
@@ -190,13 +200,22 @@ fn unannounced_path(dir: &Path, id: &DiskId) -> PathBuf {
     dir.join(format!("{id}.raw"))
 }
 
+/// What an earlier attempt left of this very disk, and what of it is right is found out.
+fn keep_copy(path: &Path, hello: &Hello, cache: Cache) -> Option<Arc<Image>> {
+    let bytes = fs::symlink_metadata(path).ok()?.len();
+    if bytes != hello.shape.capacity_bytes || identity::copy_of(path) != Some(hello.disk_uuid) {
+        return None;
+    }
+    Image::open_with(path, false, cache).ok().map(Arc::new)
+}
+
 /// A fresh image, which says that it is a copy before it has a size.
-fn create_copy(path: &Path, bytes: u64, cache: Cache) -> Result<Image, String> {
+fn create_copy(path: &Path, disk: Uuid, bytes: u64, cache: Cache) -> Result<Image, String> {
     let failed = |error: &dyn std::fmt::Display| format!("cannot make {}: {error}", path.display());
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create_new(true).mode(0o660);
     let file = options.open(path).map_err(|error| failed(&error))?;
-    let made = identity::mark_copy(path)
+    let made = identity::mark_copy(path, disk)
         .and_then(|()| file.set_len(bytes))
         .map_err(|error| failed(&error))
         .and_then(|()| Image::open_with(path, false, cache).map_err(|error| error.to_string()));
@@ -282,7 +301,7 @@ impl DestinationHost for Daemon {
         })
     }
 
-    fn discard(&self, claim: &Claim, why: &str) {
+    fn discard(&self, claim: &Claim, wanted: bool, why: &str) {
         let Ok(served) = self.disk(&claim.disk) else {
             return;
         };
@@ -297,7 +316,14 @@ impl DestinationHost for Daemon {
         if let Err(error) = served.drop_image() {
             tracing::error!(%claim, %error, "the copy could not be taken out");
         }
-        if let Some(image) = arrival.take().and_then(|arrival| arrival.image)
+        let image = arrival.take().and_then(|arrival| arrival.image);
+        // Of a disk that is announced, as only that may come back. A granted one is a copy again.
+        let kept = image.as_ref().is_some_and(|image| {
+            let disk = served.ownership.disk_uuid();
+            wanted && !served.unannounced && identity::mark_copy(image.path(), disk).is_ok()
+        });
+        if let Some(image) = image
+            && !kept
             && let Err(error) = fs::remove_file(image.path())
         {
             tracing::warn!(%claim, %error, "the void copy could not be removed");

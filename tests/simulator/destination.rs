@@ -79,7 +79,15 @@ fn hear_first(world: &mut World, here: usize, conn: usize, message: &Message) {
             Ok(()) => {
                 let daemon = world.hosts[here].id;
                 wire::watch(world, here, conn);
-                wire::say(world, here, conn, &Message::Ready(Ready { daemon }));
+                wire::say(
+                    world,
+                    here,
+                    conn,
+                    &Message::Ready(Ready {
+                        daemon,
+                        kept: false,
+                    }),
+                );
                 world.timer(here, SECOND, Job::Beat(conn));
             }
             Err(no) => {

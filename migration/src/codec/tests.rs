@@ -38,7 +38,18 @@ fn samples() -> Vec<Message> {
                 epoch: 3,
             }],
         }),
-        Message::Ready(Ready { daemon }),
+        Message::Ready(Ready { daemon, kept: true }),
+        Message::Digest(Digest {
+            tag: Tag::Bulk(2),
+            offset_bytes: 512,
+            len_bytes: 1024,
+            hash: digest(b"bytes"),
+        }),
+        Message::Differs(Differs {
+            tag: Tag::Bulk(2),
+            offset_bytes: 512,
+            len_bytes: 1024,
+        }),
         refused("no"),
         Message::Zero(Zero {
             tag: Tag::Guest(9),

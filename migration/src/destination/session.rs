@@ -12,8 +12,8 @@ use ferry_dataplane::buffer::AlignedBuf;
 
 use super::{DestinationHost, PreparedTarget, TargetBytes, answer_hand_back, arm};
 use crate::codec::{
-    self, Answer, CodecError, DATA_BYTES_MAX, Data, Frame, Grant, Message, Pull, Refused, Returned,
-    Tag, Zero, cut, data_intact, read_frame, refused, write_message,
+    self, Answer, CodecError, DATA_BYTES_MAX, Data, Differs, Digest, Frame, Grant, Message, Pull,
+    Refused, Returned, Tag, Zero, cut, data_intact, read_frame, refused, write_message,
 };
 use crate::handover::{self, Datastore, Step};
 use crate::ids::Claim;
@@ -153,6 +153,7 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
         buffer: AlignedBuf::new(DATA_BYTES_MAX),
         granted: false,
         not_granted: None,
+        aborted: false,
     };
     let why = match &beating {
         Ok(_) => session.run(&stream),
@@ -160,7 +161,8 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
     };
     if !session.granted {
         tracing::warn!(claim = %hello.claim, why, "an incoming disk is discarded");
-        give_up(host, &target, &hello.claim, &why);
+        // A link that was lost is tried again, as a rule; an operator's word is not.
+        give_up(host, &target, &hello.claim, !session.aborted, &why);
         let _ = voice.say(&refused(why));
     }
     voice.end();
@@ -255,7 +257,7 @@ fn prepare_alone(
         }
     });
     let geometry = match &target.bytes {
-        TargetBytes::Copy(image) => image.geometry(),
+        TargetBytes::Copy { image, .. } => image.geometry(),
         TargetBytes::Shared(_) => target.disk.geometry(),
     };
     let accepted = check_target(hello, geometry).and_then(|()| {
@@ -276,19 +278,25 @@ fn prepare_alone(
     match accepted {
         Ok(()) => Ok(target),
         Err(reason) => {
-            host.discard(claim, &reason);
+            host.discard(claim, true, &reason);
             Err(reason)
         }
     }
 }
 
 /// The tombstone first, then the copy.
-fn give_up(host: &Arc<dyn DestinationHost>, target: &PreparedTarget, claim: &Claim, why: &str) {
+fn give_up(
+    host: &Arc<dyn DestinationHost>,
+    target: &PreparedTarget,
+    claim: &Claim,
+    wanted: bool,
+    why: &str,
+) {
     clearing(|| {
         match target.ownership.apply(Event::Discard {
             migration: claim.migration,
         }) {
-            Ok(Applied::Changed) => host.discard(claim, why),
+            Ok(Applied::Changed) => host.discard(claim, wanted, why),
             // Whoever changed it discards it.
             Ok(Applied::Repeated) => {}
             Err(OwnershipError::Refused(refusal)) => {
@@ -309,6 +317,8 @@ struct Session<'a> {
     granted: bool,
     /// Why the source did not grant the disk when that was last said here, and when.
     not_granted: Option<(String, Instant)>,
+    /// By the source, which has given the attempt up.
+    aborted: bool,
 }
 
 impl Session<'_> {
@@ -316,6 +326,7 @@ impl Session<'_> {
     fn run(&mut self, stream: &TcpStream) -> String {
         let ready = Message::Ready(Ready {
             daemon: self.answer.daemon,
+            kept: matches!(self.target.bytes, TargetBytes::Copy { kept: true, .. }),
         });
         if let Err(error) = self.voice.say(&ready) {
             return error.to_string();
@@ -340,6 +351,7 @@ impl Session<'_> {
             Message::NotGranted(no) => self.not_granted(cut(no.reason)),
             Message::Data(data) => self.data(&data, frame.data_bytes, from)?,
             Message::Zero(zero) => self.zero(&zero)?,
+            Message::Digest(digest) => self.digest(&digest)?,
             Message::Flush(tag) => {
                 self.receiving()?;
                 self.flush()?;
@@ -351,6 +363,7 @@ impl Session<'_> {
                 self.voice.say(&answer).map_err(|error| error.to_string())?;
             }
             Message::Abort(abort) if abort.claim == self.hello.claim => {
+                self.aborted = true;
                 return Ok(ControlFlow::Break(
                     "the source aborted the migration".into(),
                 ));
@@ -409,6 +422,32 @@ impl Session<'_> {
         self.acknowledge(zero.tag)
     }
 
+    /// Whether what was kept of an earlier attempt is what the source has.
+    fn digest(&mut self, digest: &Digest) -> Result<(), String> {
+        self.receiving()?;
+        let (offset, len_bytes) = (digest.offset_bytes, digest.len_bytes);
+        self.check_range(offset, len_bytes)?;
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        if len > DATA_BYTES_MAX {
+            return Err("the source broke the protocol: a digest of too much".into());
+        }
+        let TargetBytes::Copy { image, .. } = &self.target.bytes else {
+            return Err("the source broke the protocol: it asks about a shared disk".into());
+        };
+        image
+            .read_at(offset, &mut self.buffer, len)
+            .map_err(|error| self.disk_failed("read", offset, &error))?;
+        if codec::digest(&self.buffer[..len]) == digest.hash {
+            return self.acknowledge(digest.tag);
+        }
+        let differs = Message::Differs(Differs {
+            tag: digest.tag,
+            offset_bytes: offset,
+            len_bytes,
+        });
+        self.voice.say(&differs).map_err(|error| error.to_string())
+    }
+
     fn check_range(&self, offset: u64, len: u64) -> Result<(), String> {
         let block = u64::from(self.hello.shape.block_bytes);
         let end = offset.checked_add(len);
@@ -423,7 +462,7 @@ impl Session<'_> {
 
     fn flush(&self) -> Result<(), String> {
         match &self.target.bytes {
-            TargetBytes::Copy(image) => image
+            TargetBytes::Copy { image, .. } => image
                 .flush()
                 .map_err(|error| self.disk_failed("flush", 0, &error)),
             // Nothing was sent.
@@ -433,7 +472,7 @@ impl Session<'_> {
 
     fn image(&self) -> Result<&Image, String> {
         match &self.target.bytes {
-            TargetBytes::Copy(image) => Ok(image),
+            TargetBytes::Copy { image, .. } => Ok(image),
             TargetBytes::Shared(_) => {
                 Err("the source broke the protocol: it sends bytes of a shared disk".into())
             }
@@ -465,7 +504,7 @@ impl Session<'_> {
             _ => Ok(()),
         };
         if let Err(why) = &outcome {
-            give_up(self.host, self.target, &self.hello.claim, why);
+            give_up(self.host, self.target, &self.hello.claim, true, why);
         }
         let reason = outcome
             .err()
@@ -488,7 +527,7 @@ impl Session<'_> {
         let claim = &self.hello.claim;
         let mut device_state = Some(device_state);
         let (datastore, shared) = match &self.target.bytes {
-            TargetBytes::Copy(_) => (Datastore::Own, None),
+            TargetBytes::Copy { .. } => (Datastore::Own, None),
             TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
         };
         for step in handover::on_grant(claim.migration, claim.epoch, datastore) {
@@ -521,7 +560,7 @@ impl Session<'_> {
                 tracing::warn!(claim = %self.hello.claim, %error, "a takeover is not recorded");
             }
             self.host
-                .discard(&self.hello.claim, "another host took it over");
+                .discard(&self.hello.claim, false, "another host took it over");
         }
         error.to_string()
     }
@@ -548,7 +587,7 @@ impl Session<'_> {
                     .ownership
                     .apply(Event::HandBack { migration, epoch })
                 {
-                    Ok(_) => self.host.discard(claim, "the device cannot take it"),
+                    Ok(_) => self.host.discard(claim, true, "the device cannot take it"),
                     Err(error) => {
                         tracing::error!(%claim, %error, "a failed grant is not taken back");
                     }
@@ -571,7 +610,7 @@ pub(super) fn abort(host: &Arc<dyn DestinationHost>, abort: &codec::Abort) -> Me
         }) {
             Ok(applied) => {
                 if applied == Applied::Changed {
-                    host.discard(claim, "the source aborted the migration");
+                    host.discard(claim, false, "the source aborted the migration");
                 }
                 Message::Returned(Returned {
                     claim: claim.clone(),

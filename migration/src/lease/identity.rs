@@ -102,10 +102,11 @@ pub fn remove(image: &Path) -> io::Result<()> {
     }
 }
 
-/// Says that the image is a copy that arrives. If the daemon dies before its record says so too, the
-/// next one knows that it is nobody's data.
-pub fn mark_copy(image: &Path) -> io::Result<()> {
-    match setxattr(image, COPY, b"1", XattrFlags::empty()) {
+/// Says that the image is a copy of `disk` that arrives. If the daemon dies before its record says so
+/// too, the next one knows that it is nobody's data.
+pub fn mark_copy(image: &Path, disk: Uuid) -> io::Result<()> {
+    let disk = disk.to_string();
+    match setxattr(image, COPY, disk.as_bytes(), XattrFlags::empty()) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -122,7 +123,14 @@ pub fn unmark_copy(image: &Path) -> io::Result<()> {
 
 /// Whether the image is a copy that never became a disk.
 pub fn is_copy(image: &Path) -> bool {
-    getxattr(image, COPY, &mut [0; 1]).is_ok()
+    getxattr(image, COPY, &mut [0; BYTES_MAX]).is_ok()
+}
+
+/// The disk that the image is a copy of, and never became.
+pub fn copy_of(image: &Path) -> Option<Uuid> {
+    let mut value = [0; BYTES_MAX];
+    let len = getxattr(image, COPY, &mut value).ok()?;
+    Uuid::parse_str(std::str::from_utf8(&value[..len]).ok()?).ok()
 }
 
 /// Whether the image is the disk that the record is about; `record` was read at `place`.

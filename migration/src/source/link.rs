@@ -16,7 +16,8 @@ use ferry_dataplane::lifecycle::TapEvent;
 
 use super::shared::{Shared, Verdict};
 use crate::codec::{
-    CodecError, DATA_BYTES_MAX, Data, Message, Tag, Zero, data_crcs, encode, read_frame,
+    self, CodecError, DATA_BYTES_MAX, Data, Digest, Message, Tag, Zero, data_crcs, encode,
+    read_frame,
 };
 use crate::ids::{Claim, DaemonId};
 use crate::transport::{FRAME_PATIENCE, HEARTBEAT, Paced};
@@ -178,6 +179,10 @@ impl Writer {
                 len,
             } => {
                 let tag = self.tag(seq);
+                let by_digest = self.shared.by_digest.load(Ordering::Acquire);
+                if by_digest && matches!(tag, Tag::Bulk(_)) && len <= DATA_BYTES_MAX {
+                    return self.digest(tag, offset_bytes, &data[..len]);
+                }
                 self.data(tag, offset_bytes, &data[..len])
             }
             TapEvent::Zero {
@@ -219,6 +224,16 @@ impl Writer {
         }
         self.shared.guest_sent.fetch_max(seq, Ordering::AcqRel);
         Tag::Guest(seq)
+    }
+
+    fn digest(&mut self, tag: Tag, offset_bytes: u64, data: &[u8]) -> Result<(), CodecError> {
+        let digest = Digest {
+            tag,
+            offset_bytes,
+            len_bytes: data.len() as u64,
+            hash: codec::digest(data),
+        };
+        self.frame(&Message::Digest(digest), &[])
     }
 
     /// A write larger than a frame goes in pieces. All but the last carry the tag before, whose
@@ -281,6 +296,18 @@ impl Reader {
         match message {
             Message::Ping => Ok(()),
             Message::Ack(tag) => self.acknowledged(tag),
+            Message::Differs(differs) => {
+                if !matches!(differs.tag, Tag::Bulk(_)) {
+                    return Err(
+                        "the destination broke the protocol: what it says of a write".into(),
+                    );
+                }
+                // Before it counts as applied, so that nobody takes the copy for equal.
+                let mut plan = self.shared.plan();
+                plan.mark_dirty(differs.offset_bytes, differs.len_bytes);
+                drop(plan);
+                self.acknowledged(differs.tag)
+            }
             Message::Pull(pull) if pull.claim == self.claim => {
                 let heard = Instant::now();
                 self.shared

@@ -126,7 +126,7 @@ impl Conductor {
         };
         let link = Link::start(&self.shared, stream, self.claim.clone(), ready.daemon)
             .map_err(|error| Stop::Lost(format!("cannot start the mirror's threads: {error}")))?;
-        let released = self.mirror_and_release(&link, &peer);
+        let released = self.mirror_and_release(&link, &peer, ready.kept);
         match released {
             Ok((report, deadline)) => {
                 let resolver = Resolver {
@@ -217,6 +217,7 @@ impl Conductor {
         &self,
         link: &Link,
         peer: &Peer,
+        kept: bool,
     ) -> Result<(HandoverReport, Instant), Stop> {
         let mut copier = Copier::new(&self.shared, link.events.clone());
         let mut tap = None;
@@ -225,7 +226,10 @@ impl Conductor {
         } else {
             tap = Some(self.attach(link.events.clone())?);
             self.shared.enter(SourcePhase::Copying);
+            self.shared.by_digest.store(kept, Ordering::Release);
             copier.first_pass()?;
+            copier.wait_applied()?;
+            self.shared.by_digest.store(false, Ordering::Release);
             copier.settle_dirty()?;
             copier.wait_applied()?;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,8 @@ pub(super) struct Shared {
     plan: Mutex<Extents>,
     pub bytes_total: u64,
     pub bytes_sent: AtomicU64,
+    /// The destination kept a copy, and the cursor is on its way: digests go before data.
+    pub by_digest: AtomicBool,
     /// The newest tap event that was written to the link.
     pub guest_sent: AtomicU64,
     pub began: Instant,
@@ -101,6 +103,7 @@ impl Shared {
             plan: Mutex::new(Extents::new(bytes_total)),
             bytes_total,
             bytes_sent: AtomicU64::new(0),
+            by_digest: AtomicBool::new(false),
             guest_sent: AtomicU64::new(0),
             began: Instant::now(),
         })

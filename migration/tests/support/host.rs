@@ -120,7 +120,7 @@ impl DestinationHost for FakeHost {
         let device = device.get_or_insert_with(|| FakeDisk::new(hello.shape.capacity_bytes));
         device.stop_rings();
         Ok(PreparedTarget {
-            bytes: TargetBytes::Copy(image),
+            bytes: TargetBytes::Copy { image, kept: false },
             ownership: ownership.clone(),
             disk: device.clone(),
         })
@@ -137,7 +137,7 @@ impl DestinationHost for FakeHost {
             .map_err(|error| error.to_string())
     }
 
-    fn discard(&self, claim: &Claim, _: &str) {
+    fn discard(&self, claim: &Claim, _: bool, _: &str) {
         let mut target = self.target.lock().unwrap();
         if target
             .as_ref()
