@@ -95,6 +95,9 @@ pub struct DatastoreConfig {
     pub io_ms: u64,
 }
 
+/// A lease's bounds, in milliseconds.
+pub const LEASE_MS: (u64, u64) = (200, 3_600_000);
+
 impl DatastoreConfig {
     /// One that the configuration does not name: no disk is taken over by itself.
     pub fn plain(path: &Path) -> DatastoreConfig {
@@ -113,9 +116,10 @@ impl DatastoreConfig {
                 path.display()
             )))
         };
-        if !(200..=3_600_000).contains(&self.lease_ms) || self.io_ms > 3_600_000 {
-            let what = "lease_ms must be 200 to 3600000, and io_ms at most 3600000";
-            return wrong(&self.path, what.into());
+        if !(LEASE_MS.0..=LEASE_MS.1).contains(&self.lease_ms) || self.io_ms > LEASE_MS.1 {
+            let (least, most) = LEASE_MS;
+            let what = format!("lease_ms must be {least} to {most}, and io_ms at most {most}");
+            return wrong(&self.path, what);
         }
         match std::fs::canonicalize(&self.path) {
             Ok(path) => self.path = path,

@@ -248,6 +248,10 @@ impl Migrations {
         if let Some(out) = self.disks().get_mut(id) {
             peer.clone_into(&mut out.peer);
         }
+        if kept.is_gone() {
+            self.forget(id);
+            return Err(Failure::Failed(format!("disk {id} was just removed")));
+        }
         self.handle(id)
     }
 

@@ -124,10 +124,11 @@ impl Backend {
             Store::Image(image) => image.read_at(offset_bytes, buf, len),
             Store::Thin(image) => image.read_at(offset_bytes, buf, len),
             Store::Memory(memory) => memory.mapping().read(offset_bytes, &mut buf[..len]),
-            Store::Null { .. } | Store::Pending { .. } => {
+            Store::Null { .. } => {
                 buf[..len].fill(0);
                 Ok(())
             }
+            Store::Pending { .. } => Err(not_there()),
         }
     }
 
@@ -137,7 +138,13 @@ impl Backend {
             Store::Image(image) => image.next_data(offset_bytes),
             Store::Thin(image) => image.next_data(offset_bytes),
             Store::Memory(memory) => memory.mapping().next_data(offset_bytes),
-            Store::Null { .. } | Store::Pending { .. } => Ok(None),
+            Store::Null { .. } => Ok(None),
+            Store::Pending { .. } => Err(not_there()),
         }
     }
+}
+
+/// A disk that is to come must not be taken for one of zeroes.
+fn not_there() -> io::Error {
+    io::Error::other("the disk is not here")
 }

@@ -324,7 +324,9 @@ impl Disk {
                     return;
                 }
                 let Some(disk) = disk.upgrade() else { return };
-                if disk.gates().changes != armed || !hook() {
+                // Not in one expression with the hook: that would hold the lock as long.
+                let changed = disk.gates().changes != armed;
+                if changed || !hook() {
                     return;
                 }
                 let mut gates = disk.gates();

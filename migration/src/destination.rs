@@ -37,7 +37,7 @@ use crate::lease::Ownership;
 use crate::lease::ownership::{Applied, OwnershipError};
 use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::negotiate::Hello;
-use crate::phase::Event;
+use crate::phase::{Event, Phase};
 use crate::qmp;
 use crate::transport::{self, Paced};
 
@@ -287,48 +287,98 @@ fn arm(
 ) -> Result<(), LifecycleError> {
     let (ours, host, claim) = (target.clone(), host.clone(), claim.clone());
     target.disk.await_activation(Box::new(move || {
-        let (migration, epoch) = (claim.migration, claim.epoch);
-        let (datastore, shared) = match &ours.bytes {
-            TargetBytes::Copy { .. } => (Datastore::Own, None),
-            TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
-        };
-        for step in handover::on_first_request(migration, epoch, datastore) {
-            if let (Step::Take, Some(image)) = (step, shared) {
-                if let Err(why) = image.take() {
-                    tracing::error!(%claim, why, "the disk's rings stay unserved");
-                    arm_later(ours, host, claim, voice);
-                    return false;
+        match first_request(&ours, &host, &claim) {
+            Ok(()) => {
+                host.activated(&claim);
+                if let Some(voice) = voice {
+                    voice.notice_activation();
                 }
-                continue;
+                true
             }
-            if let (Step::Claim { epoch, .. }, Some(image)) = (step, shared) {
-                if let Err(error) = image.claim(epoch, None) {
-                    tracing::error!(%claim, %error, "the disk's rings stay unserved");
-                    if matches!(error, ClaimError::Failed { .. }) {
-                        arm_later(ours, host, claim, voice);
-                    }
-                    return false;
-                }
-                continue;
-            }
-            let Step::Record(event) = step else { break };
-            if let Err(error) = activate(&host, &ours.ownership, &claim, event) {
-                tracing::error!(%claim, %error, "the disk's rings stay unserved");
-                if matches!(
-                    error,
-                    ActivationError::Late | ActivationError::Ownership(OwnershipError::Lease(_))
-                ) {
+            Err(stays) => {
+                tracing::error!(%claim, why = stays.why, "the disk's rings stay unserved");
+                if stays.again {
                     arm_later(ours, host, claim, voice);
                 }
-                return false;
+                false
             }
         }
-        host.activated(&claim);
-        if let Some(voice) = voice {
-            voice.notice_activation();
-        }
-        true
     }))
+}
+
+/// Why a first request is not served.
+struct Stays {
+    why: String,
+    /// It may be served later.
+    again: bool,
+}
+
+/// What has to be true and durable before a granted disk is served.
+fn first_request(
+    target: &PreparedTarget,
+    host: &Arc<dyn DestinationHost>,
+    claim: &Claim,
+) -> Result<(), Stays> {
+    let (datastore, shared) = match &target.bytes {
+        TargetBytes::Copy { .. } => (Datastore::Own, None),
+        TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
+    };
+    let _alone = shared.map(|image| image.alone());
+    let done = is_granted(target, claim)
+        .and_then(|()| first_steps(target, host, claim, datastore, shared));
+    if let (Err(_), Some(image), false) = (&done, shared, target.ownership.may_serve())
+        && let Err(why) = image.let_go()
+    {
+        tracing::error!(%claim, why, "the image is kept open");
+    }
+    done
+}
+
+/// It may have been handed back, or taken over, since it was armed.
+fn is_granted(target: &PreparedTarget, claim: &Claim) -> Result<(), Stays> {
+    let (migration, epoch) = (claim.migration, claim.epoch);
+    match target.ownership.phase() {
+        Phase::Granted {
+            migration: m,
+            epoch: e,
+        } if (m, e) == (migration, epoch) => Ok(()),
+        phase => Err(Stays {
+            why: format!("the disk is {} here", phase.name()),
+            again: false,
+        }),
+    }
+}
+
+fn first_steps(
+    target: &PreparedTarget,
+    host: &Arc<dyn DestinationHost>,
+    claim: &Claim,
+    datastore: Datastore,
+    shared: Option<&Arc<dyn SharedDisk>>,
+) -> Result<(), Stays> {
+    for step in handover::on_first_request(claim.migration, claim.epoch, datastore) {
+        match (step, shared) {
+            (Step::Take, Some(image)) => image.take().map_err(|why| Stays { why, again: true })?,
+            (Step::Claim { epoch, .. }, Some(image)) => {
+                image.claim(epoch, None).map_err(|error| Stays {
+                    again: matches!(error, ClaimError::Failed { .. }),
+                    why: error.to_string(),
+                })?;
+            }
+            (Step::Record(event), _) => {
+                activate(host, &target.ownership, claim, event).map_err(|error| Stays {
+                    again: matches!(
+                        error,
+                        ActivationError::Late
+                            | ActivationError::Ownership(OwnershipError::Lease(_))
+                    ),
+                    why: error.to_string(),
+                })?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The disk is ours and the record cannot be written: tries again, for the guest waits.
@@ -340,6 +390,9 @@ fn arm_later(
 ) {
     std::thread::spawn(move || {
         std::thread::sleep(ARM_AGAIN);
+        if is_granted(&target, &claim).is_err() {
+            return;
+        }
         if let Err(error) = arm(&target, &host, &claim, voice) {
             tracing::error!(%claim, %error, "the device does not wait for its disk any more");
         }

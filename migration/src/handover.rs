@@ -214,20 +214,17 @@ pub fn together<'a>(
     members: impl Iterator<Item = (Option<&'a State>, u64)>,
 ) -> Together {
     let mut worst = Together::All;
-    let mut begun = false;
     for (state, epoch) in members {
         match state.and_then(|state| answer(state, migration, epoch)) {
-            Some(Word::Activated) => begun = true,
+            // Then all were granted, whatever has become of the others since.
+            Some(Word::Activated) => return Together::Begun,
             Some(Word::Granted | Word::Grant) => {}
             Some(Word::Returned) => worst = Together::Never,
             None if worst == Together::All => worst = Together::Waiting,
             None => {}
         }
     }
-    match worst {
-        Together::All if begun => Together::Begun,
-        worst => worst,
-    }
+    worst
 }
 
 /// Source: whether a disk that was given up with others stays so; when one of them is back, or was
@@ -287,5 +284,58 @@ pub fn prove(here: &[u16], there: &[u16]) -> Result<(), NoProof> {
             there: there.to_vec(),
             here: here.to_vec(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn state(phase: Phase) -> State {
+        State {
+            phase,
+            refused: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn disks_of_a_vm_decide_together() {
+        let migration = MigrationId(Uuid::from_u128(1));
+        let epoch = 2;
+        let granted = state(Phase::Granted { migration, epoch });
+        let incoming = state(Phase::Incoming { migration, epoch });
+        let served = state(Phase::Serving {
+            epoch,
+            through: Some(migration),
+        });
+        let mut returned = state(Phase::Returned { migration, epoch });
+        returned
+            .refused
+            .push(crate::phase::RefusedId { migration, epoch });
+        let all = |states: &[Option<&State>]| {
+            together(migration, states.iter().map(|state| (*state, epoch)))
+        };
+        assert_eq!(all(&[]), Together::All);
+        assert_eq!(all(&[Some(&granted), Some(&granted)]), Together::All);
+        assert_eq!(all(&[Some(&granted), Some(&incoming)]), Together::Waiting);
+        assert_eq!(all(&[Some(&granted), None]), Together::Waiting);
+        assert_eq!(all(&[None, Some(&returned)]), Together::Never);
+        // One that was served shows that all were granted, also those that are not known any more.
+        assert_eq!(all(&[None, Some(&served)]), Together::Begun);
+        assert_eq!(all(&[Some(&served), Some(&granted)]), Together::Begun);
+    }
+
+    #[test]
+    fn rings_prove_what_they_can() {
+        assert_eq!(prove(&[7, 9], &[7, 9]), Ok(()));
+        assert_eq!(prove(&[0, 0], &[0, 0]), Err(NoProof::Unused));
+        assert_eq!(prove(&[0, 0], &[7, 0]), Err(NoProof::Unknown));
+        assert!(matches!(prove(&[7, 9], &[7]), Err(NoProof::Differ { .. })));
+        assert!(matches!(
+            prove(&[7, 9], &[0, 0]),
+            Err(NoProof::Differ { .. })
+        ));
     }
 }

@@ -270,6 +270,7 @@ fn fake_destination(act: impl FnOnce(&mut TcpStream) + Send + 'static) -> String
         let _ = read_frame(&mut stream);
         let ready = Message::Ready(Ready {
             daemon: DaemonId::random(),
+            kept: false,
         });
         write_message(&mut stream, &ready).unwrap();
         act(&mut stream);

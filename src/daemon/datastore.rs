@@ -1,13 +1,16 @@
 //! Datastores that several hosts serve disks from: this daemon's lease there, and the others'.
 //!
 //! ```text
-//!   ferry-lease   renews by a heartbeat, every fifth of the lease; after each: whose disks were
-//!                 taken over? whose owner is silent for too long? may what lapsed be served again?
+//!   ferry-lease   renews by a heartbeat, every fifth of the lease, and does nothing else
 //!   ferry-guard   looks every twentieth of it whether the lease still holds; if not, nothing is
 //!                 served from the datastore until it does
+//!   ferry-tend    after each beat: whose disks were taken over? whose owner is silent for too long?
+//!                 may what lapsed be served again?
 //! ```
 //!
-//! Two threads, because a heartbeat that hangs in the storage is what the guard is for.
+//! A heartbeat that hangs in the storage is what the guard is for, and a lock that is waited for is no
+//! reason to be late with a heartbeat. Claims and heartbeats are in the directory of the images,
+//! whatever a host's configuration calls the datastore: all hosts must find the same.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +32,7 @@ use super::Daemon;
 use super::disks::Served;
 use super::fence;
 use super::shared::SharedImage;
-use crate::config::{DatastoreConfig, Fence};
+use crate::config::{DatastoreConfig, Fence, LEASE_MS};
 use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
 
@@ -67,7 +70,7 @@ pub struct Datastore {
 #[derive(Default)]
 struct Calls {
     over: bool,
-    /// There is a disk that waits to be looked at.
+    /// The disks are to be looked at.
     look: bool,
 }
 
@@ -88,7 +91,10 @@ impl Datastores {
             dir.starts_with(root)
         });
         let settings = match named {
-            Some(settings) => settings.clone(),
+            Some(settings) => DatastoreConfig {
+                path: dir.to_owned(),
+                ..settings.clone()
+            },
             None => DatastoreConfig::plain(dir),
         };
         let mut known = lock(&self.known);
@@ -113,10 +119,12 @@ impl Datastores {
             calls: Mutex::default(),
             wake: Condvar::new(),
         });
-        let (renewing, guarding) = (datastore.clone(), datastore.clone());
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let own = || datastore.clone();
+        let (renewing, guarding, tending) = (own(), own(), own());
         thread("ferry-lease").spawn(move || renewing.renew(heart))?;
         thread("ferry-guard").spawn(move || guarding.guard())?;
+        thread("ferry-tend").spawn(move || tending.tend_all())?;
         known.insert(datastore.settings.path.clone(), datastore.clone());
         Ok(datastore)
     }
@@ -152,17 +160,16 @@ impl Datastore {
         !waited.unwrap_or_else(PoisonError::into_inner).0.over
     }
 
-    /// Sleeps until it is time to renew, or there is a disk to be looked at; false when it is over.
-    fn pause_renewing(&self) -> bool {
-        let (calls, time) = (lock(&self.calls), self.lease() / 5);
+    /// Sleeps until there are disks to be looked at; false when it is over.
+    fn pause_tending(&self) -> bool {
         let idle = |it: &mut Calls| !it.over && !it.look;
-        let waited = self.wake.wait_timeout_while(calls, time, idle);
-        let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let waited = self.wake.wait_while(lock(&self.calls), idle);
+        let mut calls = waited.unwrap_or_else(PoisonError::into_inner);
         calls.look = false;
         !calls.over
     }
 
-    /// A disk was added, and should not wait for the next beat.
+    /// There was a beat, or a disk was added.
     pub fn look_now(&self) {
         lock(&self.calls).look = true;
         self.wake.notify_all();
@@ -185,10 +192,13 @@ impl Datastore {
             if lock(&self.holder).holds(now_ns()) {
                 continue;
             }
-            for (served, shared) in self.disks(&daemon) {
+            let disks = self.disks(&daemon);
+            for (served, _) in &disks {
                 if let Err(error) = served.device.disk().suspend(true) {
                     tracing::error!(disk = %served.config.id, %error, "a disk is not suspended");
                 }
+            }
+            for (served, shared) in disks {
                 if !shared.lapsed.swap(true, Ordering::AcqRel) && served.ownership.may_serve() {
                     tracing::error!(disk = %served.config.id, datastore = %self.root().display(),
                         "the lease on the datastore is not renewed: the disk is not served until \
@@ -208,21 +218,29 @@ impl Datastore {
                     "the lease cannot be renewed"),
             }
             *lock(&self.trouble) = renewed.err().map(|error| error.to_string());
-            {
-                let Some(daemon) = self.daemon.upgrade() else {
-                    return;
-                };
-                self.tend(&daemon);
-            }
-            if !self.pause_renewing() {
+            self.look_now();
+            if self.daemon.strong_count() == 0 || !self.pause(self.lease() / 5) {
                 return;
             }
+        }
+    }
+
+    fn tend_all(&self) {
+        while self.pause_tending() {
+            let Some(daemon) = self.daemon.upgrade() else {
+                return;
+            };
+            self.tend(&daemon);
         }
     }
 
     fn tend(&self, daemon: &Arc<Daemon>) {
         let mut watched = Vec::new();
         for (served, shared) in self.disks(daemon) {
+            // Whoever is about to take it, or give it away, is not disturbed.
+            let Some(alone) = shared.try_alone() else {
+                continue;
+            };
             match shared.newest() {
                 Ok(Some((epoch, mut link))) => {
                     let record = served.ownership.record();
@@ -243,6 +261,7 @@ impl Datastore {
                 Err(error) => tracing::warn!(disk = %served.config.id, %error,
                     "the disk's claims cannot be read"),
             }
+            drop(alone);
         }
         lock(&self.others).retain(|owner, _| watched.contains(owner));
     }
@@ -254,7 +273,8 @@ impl Datastore {
         let other = others.entry(owner).or_default();
         // What cannot be read tells nothing: not that it is silent either.
         let Ok(beat) = beat else { return };
-        other.lease_ms = beat.as_ref().map_or(self.settings.lease_ms, |b| b.lease_ms);
+        let lease_ms = beat.as_ref().map_or(self.settings.lease_ms, |b| b.lease_ms);
+        other.lease_ms = lease_ms.clamp(LEASE_MS.0, LEASE_MS.1);
         other
             .watch
             .look(beat.map(|beat| beat.counter), now_ns(), gap);
@@ -274,8 +294,11 @@ impl Datastore {
         if let Phase::Serving { epoch: at, .. } | Phase::Granted { epoch: at, .. } = phase
             && (!mine || epoch != at)
         {
-            daemon.migrations.forget(&served.config.id);
-            return served.taken_over(epoch, link);
+            served.taken_over(epoch, link);
+            // What is copied is not this host's to give. On another thread, as that may wait.
+            let (daemon, id) = (daemon.clone(), served.config.id.clone());
+            std::thread::spawn(move || daemon.migrations.forget(&id));
+            return;
         }
         self.serve_again(served, shared, epoch);
         match phase {
@@ -399,10 +422,21 @@ impl Datastore {
         epoch: u64,
         from: &Option<Link>,
     ) -> Result<(), String> {
+        let _alone = shared.alone();
         let lost = |why: String| {
+            // Nobody serves it here: that was looked at with the same lock held.
             let _ = shared.let_go();
             Err(why)
         };
+        let phase = served.ownership.phase();
+        let newest = shared.newest().map_err(|error| error.to_string())?;
+        if matches!(
+            phase,
+            Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. }
+        ) || newest.is_none_or(|(newest, _)| newest != epoch)
+        {
+            return Err(format!("it is {} here by now", phase.name()));
+        }
         for step in handover::take_over(epoch.saturating_add(1)) {
             match step {
                 Step::Take => {
@@ -423,11 +457,8 @@ impl Datastore {
                         return lost(error.to_string());
                     }
                 }
-                Step::Serve => {
-                    // Whoever waited for the old owner's word waits no more.
-                    daemon.migrations.forget(&served.config.id);
-                    served.device.resume();
-                }
+                // Whoever waited for the old owner's word looks at the record, and waits no more.
+                Step::Serve => served.device.resume(),
                 _ => {}
             }
         }

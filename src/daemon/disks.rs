@@ -154,6 +154,9 @@ impl Served {
     /// A suspended disk lets go of its image until it is served again.
     pub fn release_lapsed(&self) -> Result<(), LifecycleError> {
         self.device.disk().drain()?;
+        if let Some(image) = self.image() {
+            image.flush()?;
+        }
         self.device.disk().set_backend(&self.pending())
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use ferry_dataplane::backend::Store;
 use ferry_dataplane::disk::Service;
@@ -33,6 +33,7 @@ pub struct SharedImage {
     pub lapsed: AtomicBool,
     /// A takeover is under way.
     pub taking: AtomicBool,
+    turn: Mutex<()>,
 }
 
 impl SharedImage {
@@ -54,30 +55,42 @@ impl SharedImage {
         Ok(self.claims.read(epoch)?.map(|link| (epoch, link)))
     }
 
+    /// As [`SharedDisk::alone`], if nobody else wants the disk at the moment.
+    pub fn try_alone(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(alone) => Some(alone),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     pub fn is_mine(&self, link: &Link) -> bool {
         link.owner == self.me.owner
     }
 }
 
 impl SharedDisk for SharedImage {
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn claim(&self, epoch: u64, peer: Option<DaemonId>) -> Result<(), ClaimError> {
         shared::claim(&self.claims, epoch, &self.me, peer)
     }
 
     fn take(&self) -> Result<(), String> {
         let served = self.served()?;
-        // Its image changes under this lock only.
-        let arrival = served.arrival();
-        if served.is_gone() {
-            return Err("the disk was just removed".into());
-        }
         if served.image().is_some() {
             return Ok(());
         }
+        // It may wait long for whoever has the lock, so nobody waits for this meanwhile.
         let backend = served.config.path.open(served.config.usage());
         let backend = backend.map_err(|error| error.to_string())?;
+        let _arrival = served.arrival();
+        if served.is_gone() {
+            return Err("the disk was just removed".into());
+        }
         let put = served.device.disk().set_backend(&backend);
-        drop(arrival);
         put.map_err(|error| error.to_string())
     }
 
@@ -123,6 +136,7 @@ impl Daemon {
             served: OnceLock::new(),
             lapsed: AtomicBool::new(true),
             taking: AtomicBool::new(false),
+            turn: Mutex::default(),
         });
         let restart = settle(&ownership, &shared, config)?;
         let backend = match restart {
@@ -227,6 +241,14 @@ fn settle(ownership: &Ownership, shared: &SharedImage, config: &DiskConfig) -> D
                 Err(ClaimError::Taken { .. }) => {}
             }
         }
+        (None, phase) if phase != Phase::Vacant => {
+            return Err(Failure::Failed(format!(
+                "disk {} is {} by its record, and its claims are not on the datastore: bring {} back",
+                config.id,
+                phase.name(),
+                shared.datastore.root().join(chain::DIR).display()
+            )));
+        }
         // The end came between the claim and the record.
         (Some((1, link)), Phase::Vacant) if shared.is_mine(link) => apply(Event::Create)?,
         (Some((epoch, link)), Phase::Serving { epoch: at, .. })
@@ -266,7 +288,9 @@ impl Served {
             tracing::error!(disk = %id, %error, "a disk that was taken over is not held");
         }
         if let Err(error) = self.ownership.apply(Event::TakenOver { epoch }) {
+            // It is held, and looked at again at the next beat.
             tracing::error!(disk = %id, %error, "the takeover is not recorded");
+            return;
         }
         let _arrival = self.arrival();
         if let Err(error) = self.drop_image() {

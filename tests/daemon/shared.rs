@@ -260,9 +260,10 @@ fn of_two_contenders_one_takes_over() {
         image,
         dir,
     } = Shared::new("lock-coherent");
+    // It calls the datastore something else, and finds the same claims.
     let more = format!(
         "[[datastore]]\npath = {:?}\nfence = \"lock-coherent\"\nlease_ms = 500\nio_ms = 100\n",
-        image.parent().unwrap()
+        dir.path()
     );
     let c = Host::with(dir.path(), "c", "", &more);
     c.add_as("d", &image, &["--shared", "--incoming"]).ok();

@@ -530,6 +530,10 @@ impl Session<'_> {
             TargetBytes::Copy { .. } => (Datastore::Own, None),
             TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
         };
+        let _alone = shared.map(|image| image.alone());
+        if shared.is_some() {
+            self.receiving()?;
+        }
         for step in handover::on_grant(claim.migration, claim.epoch, datastore) {
             match (step, shared) {
                 (Step::Flush, _) => self.flush()?,

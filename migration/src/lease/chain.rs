@@ -121,13 +121,11 @@ impl Dir {
 
 impl Shelf for Dir {
     fn create_new(&self, epoch: u64, link: &Link) -> io::Result<bool> {
-        let whole = self
-            .dir
-            .join(format!(".{}.{epoch}.{}", self.disk, link.owner));
+        // Of nobody else, not even of another thread: what is linked is not written to again.
+        let whole = self.dir.join(format!(".{}", Uuid::new_v4()));
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o640)
             .open(&whole)?;
         let mut text = serde_json::to_vec(link)?;
@@ -165,8 +163,10 @@ impl Shelf for Dir {
     fn newest(&self) -> io::Result<Option<u64>> {
         let mut epoch = self.known.load(Ordering::Relaxed);
         // Contiguous: the first that is not there ends them.
-        while self.path(epoch + 1).try_exists()? {
-            epoch += 1;
+        while let Some(next) = epoch.checked_add(1)
+            && self.path(next).try_exists()?
+        {
+            epoch = next;
         }
         self.known.fetch_max(epoch, Ordering::Relaxed);
         Ok((epoch > 0).then_some(epoch))

@@ -1,6 +1,7 @@
 //! A disk on a shared datastore, as a handover and a takeover see it.
 
 use std::io;
+use std::sync::MutexGuard;
 
 use super::chain::{self, Claimed, Link, Shelf};
 use crate::ids::DaemonId;
@@ -28,6 +29,10 @@ pub enum ClaimError {
 
 /// The disk's image and its chain of claims. Every call may block.
 pub trait SharedDisk: Send + Sync {
+    /// Held around the steps of a handover, a takeover or a return, and by whoever compares the record
+    /// with the claims: there are several who may want the disk at the same time.
+    fn alone(&self) -> MutexGuard<'_, ()>;
+
     /// Claims an epoch for this daemon; that `peer` has it will do as well.
     fn claim(&self, epoch: u64, peer: Option<DaemonId>) -> Result<(), ClaimError>;
 

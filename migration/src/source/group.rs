@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::handover;
 use crate::ids::{DiskId, Member, MigrationId};
@@ -29,13 +29,17 @@ pub struct Group {
 }
 
 impl Group {
-    /// Whether all others are still given up in this attempt.
+    /// Whether all others are still given up in this attempt, as far as is known: one that is not
+    /// here (yet, or any more) says nothing.
     pub(super) fn holds(&self, migration: MigrationId) -> bool {
         self.members.iter().all(|member| {
-            (self.look)(&member.disk).is_some_and(|it| handover::is_given_up(&it, migration))
+            (self.look)(&member.disk).is_none_or(|it| handover::is_given_up(&it, migration))
         })
     }
 }
+
+/// How often a disk that waits for others looks at itself.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How far a disk of a group is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,13 +91,14 @@ impl Meeting {
     }
 
     /// Waits until every disk is as far; an error says which is not, and why. `by_word` of a person,
-    /// or because its VM has arrived.
+    /// or because its VM has arrived. It is not waited for what `changed` says makes the wait idle.
     pub(super) fn reach(
         &self,
         disk: &DiskId,
         stage: Stage,
         by_word: bool,
         until: Instant,
+        changed: impl Fn() -> bool,
     ) -> Result<(), String> {
         let mut met = lock(&self.met);
         let at = |met: &mut Met| match stage {
@@ -117,12 +122,16 @@ impl Meeting {
                 return Err(why);
             }
             let left = until.saturating_duration_since(Instant::now());
+            if stage == Stage::Ready && changed() {
+                met.ready.remove(disk);
+                return Err("its own VM goes on, or its migration is over".into());
+            }
             if left.is_zero() {
                 // It may be ready again later.
                 met.ready.remove(disk);
                 return Err("a disk of the same VM is not ready to go with it".into());
             }
-            let waited = self.wake.wait_timeout(met, left);
+            let waited = self.wake.wait_timeout(met, left.min(LOOK));
             met = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -18,7 +18,7 @@ use crate::ids::Claim;
 use crate::lease::ownership::OwnershipError;
 use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::lease::{Ownership, Peer};
-use crate::phase::Event;
+use crate::phase::{Event, Phase};
 use crate::report::HandoverReport;
 use crate::transport;
 
@@ -68,6 +68,11 @@ impl Resolver<'_> {
             let news = self.news(ask_at, deadline_or_look);
             if news.detach {
                 return SourcePhase::Detached;
+            }
+            if self.on_shared.is_some()
+                && let Some(phase) = self.ended_otherwise()
+            {
+                return phase;
             }
             let mut verdict = news.verdict;
             if let Some(though_granted) = news.ask {
@@ -235,6 +240,14 @@ impl Resolver<'_> {
             tracing::warn!(claim = %self.claim, %error, "the disk is not back");
             self.shared.live().reason = Some(format!("the disk is not back: {error}"));
         };
+        let _alone = image.alone();
+        // Taken over here meanwhile, or by another.
+        if let Some(phase) = self.ended_otherwise() {
+            return Some(phase);
+        }
+        if self.shared.live().detach {
+            return None;
+        }
         for &step in steps {
             match step {
                 Step::Take => image.take().map_err(|error| failed(&error)).ok()?,
@@ -243,6 +256,13 @@ impl Resolver<'_> {
                     let Err(error) = image.claim(epoch, peer) else {
                         continue;
                     };
+                    // Claimed before, when it could not be recorded.
+                    if matches!(&error, ClaimError::Taken { epoch, link }
+                        if link.owner == self.ownership.daemon()
+                            && Some(*epoch) == self.claim.epoch.checked_add(1))
+                    {
+                        continue;
+                    }
                     failed(&error);
                     if let Err(error) = image.let_go() {
                         failed(&error);
@@ -264,6 +284,20 @@ impl Resolver<'_> {
             }
         }
         self.is_back(why)
+    }
+
+    /// How it ended, when the record is not that of this release any more.
+    fn ended_otherwise(&self) -> Option<SourcePhase> {
+        let phase = match self.ownership.phase() {
+            Phase::Released { .. } | Phase::Handed { .. } => return None,
+            Phase::Taken { .. } => SourcePhase::Taken,
+            Phase::Moved { .. } => SourcePhase::Moved,
+            _ => SourcePhase::Returned,
+        };
+        let why = "the disk was taken over".to_owned();
+        let error = SourceError::Refused(why.clone());
+        self.answer(phase, Some(why), Err(error));
+        Some(phase)
     }
 
     /// Another host has the disk, and it is not the one that it was given to.

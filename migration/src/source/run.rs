@@ -389,7 +389,16 @@ impl Conductor {
         })?;
         report.export_us = lap.next();
         if let Some(meeting) = self.meeting() {
-            let met = meeting.reach(&self.claim.disk, Stage::Ready, proof.is_none(), deadline);
+            let met = meeting.reach(
+                &self.claim.disk,
+                Stage::Ready,
+                proof.is_none(),
+                deadline,
+                || {
+                    let live = self.shared.live();
+                    live.restarted || Stop::of(&live).is_some()
+                },
+            );
             met.map_err(|why| Halt::Stay(SourceError::Refused(why)))?;
         }
         // The rings are stopped: it cannot fail any more after this look.
@@ -418,7 +427,13 @@ impl Conductor {
                     self.record_release(peer)?;
                     report.release_durable_us = lap.next();
                     if let Some(meeting) = self.meeting() {
-                        let met = meeting.reach(&self.claim.disk, Stage::Released, true, deadline);
+                        let met = meeting.reach(
+                            &self.claim.disk,
+                            Stage::Released,
+                            true,
+                            deadline,
+                            || false,
+                        );
                         if let Err(why) = met {
                             // Given up, and not granted: the destination is asked to settle that.
                             self.shared.lose(why);

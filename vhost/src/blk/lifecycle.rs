@@ -102,6 +102,7 @@ impl DiskLifecycle for BlkDevice {
     fn flush(&self) -> io::Result<()> {
         match self.disk.backend().store {
             Store::Image(image) => image.flush(),
+            Store::Pending { .. } => Err(io::Error::other("the disk is not here")),
             // A thin disk's, which is not moved; the others keep nothing.
             _ => Ok(()),
         }
