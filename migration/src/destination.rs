@@ -324,8 +324,9 @@ fn first_request(
         TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
     };
     let _alone = shared.map(|image| image.alone());
-    let done = is_granted(target, claim)
-        .and_then(|()| first_steps(target, host, claim, datastore, shared));
+    // Whoever changed that has closed what was open, and may have opened it anew.
+    is_granted(target, claim)?;
+    let done = first_steps(target, host, claim, datastore, shared);
     if let (Err(_), Some(image), false) = (&done, shared, target.ownership.may_serve())
         && let Err(why) = image.let_go()
     {

@@ -268,6 +268,13 @@ impl Daemon {
             let image = place.filter(|place| !place.is_device && opens(config, &restart));
             if let Some(place) = image {
                 self.check_identity(config, place, &read)?;
+                if restart == Restart::New && identity::is_copy(&place.path) {
+                    return Err(Failure::Failed(format!(
+                        "{} is what a migration that failed left of a copy, and no disk; remove it, or \
+                         receive the disk again: --incoming",
+                        place.path.display()
+                    )));
+                }
             }
             let (backend, service) = self.backend_for(config, &read, &restart, origin)?;
             if let Some(place) = place

@@ -138,6 +138,14 @@ impl Datastores {
     }
 }
 
+/// Whether the disk is this host's, or about to be.
+fn is_here(phase: Phase) -> bool {
+    matches!(
+        phase,
+        Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. }
+    )
+}
+
 /// Whether the newest claim is that of a grant which was handed back.
 fn is_returned(phase: Phase, epoch: u64) -> bool {
     matches!(phase, Phase::Returned { epoch: at, .. } if at == epoch)
@@ -237,33 +245,40 @@ impl Datastore {
     fn tend(&self, daemon: &Arc<Daemon>) {
         let mut watched = Vec::new();
         for (served, shared) in self.disks(daemon) {
-            // Whoever is about to take it, or give it away, is not disturbed.
-            let Some(alone) = shared.try_alone() else {
-                continue;
-            };
-            match shared.newest() {
-                Ok(Some((epoch, mut link))) => {
-                    let record = served.ownership.record();
-                    if shared.is_mine(&link)
-                        && is_returned(record.state.phase, epoch)
-                        && let Some(peer) = record.peer
-                    {
-                        // It is the source's, that has yet to claim it.
-                        (link.owner, link.address) = (peer.daemon, peer.address);
-                    }
-                    if !shared.is_mine(&link) && !watched.contains(&link.owner) {
-                        self.watch(link.owner);
-                        watched.push(link.owner);
-                    }
-                    self.tend_disk(daemon, &served, &shared, epoch, &link);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(disk = %served.config.id, %error,
-                    "the disk's claims cannot be read"),
+            // Watched also while it is taken over, which asks what was seen.
+            if let Some((_, link)) = self.owner(&served, &shared)
+                && !shared.is_mine(&link)
+                && !watched.contains(&link.owner)
+            {
+                self.watch(link.owner);
+                watched.push(link.owner);
             }
-            drop(alone);
+            // Whoever is about to take it, or give it away, is not disturbed.
+            if let Some(_alone) = shared.try_alone()
+                && let Some((epoch, link)) = self.owner(&served, &shared)
+            {
+                self.tend_disk(daemon, &served, &shared, epoch, &link);
+            }
         }
         lock(&self.others).retain(|owner, _| watched.contains(owner));
+    }
+
+    /// The newest epoch, and whose disk it is.
+    fn owner(&self, served: &Served, shared: &SharedImage) -> Option<(u64, Link)> {
+        let newest = shared.newest().unwrap_or_else(|error| {
+            tracing::warn!(disk = %served.config.id, %error, "the disk's claims cannot be read");
+            None
+        });
+        let (epoch, mut link) = newest?;
+        let record = served.ownership.record();
+        if shared.is_mine(&link)
+            && is_returned(record.state.phase, epoch)
+            && let Some(peer) = record.peer
+        {
+            // It is the source's, that has yet to claim it.
+            (link.owner, link.address) = (peer.daemon, peer.address);
+        }
+        Some((epoch, link))
     }
 
     fn watch(&self, owner: DaemonId) {
@@ -340,6 +355,10 @@ impl Datastore {
         }
         // Under the lock, where that counts between hosts: nobody was faster.
         if !matches!(shared.newest(), Ok(Some((newest, _))) if newest == epoch) {
+            return;
+        }
+        // It may have waited long for the lock.
+        if !lock(&self.holder).holds(now_ns()) {
             return;
         }
         shared.lapsed.store(false, Ordering::Release);
@@ -423,6 +442,7 @@ impl Datastore {
         from: &Option<Link>,
     ) -> Result<(), String> {
         let _alone = shared.alone();
+        let before = from.as_ref().map(|link| (link, self.counter(link)));
         let lost = |why: String| {
             // Nobody serves it here: that was looked at with the same lock held.
             let _ = shared.let_go();
@@ -430,17 +450,22 @@ impl Datastore {
         };
         let phase = served.ownership.phase();
         let newest = shared.newest().map_err(|error| error.to_string())?;
-        if matches!(
-            phase,
-            Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. }
-        ) || newest.is_none_or(|(newest, _)| newest != epoch)
-        {
+        if is_here(phase) || newest.is_none_or(|(newest, _)| newest != epoch) {
             return Err(format!("it is {} here by now", phase.name()));
         }
         for step in handover::take_over(epoch.saturating_add(1)) {
             match step {
                 Step::Take => {
                     shared.take()?;
+                    // It may have waited long, and an offer comes at any time.
+                    let phase = served.ownership.phase();
+                    if is_here(phase) {
+                        // Nothing was there to be let go of, but for this.
+                        return match phase {
+                            Phase::Incoming { .. } => lost("it is on its way here by now".into()),
+                            _ => Err(format!("it is {} here by now", phase.name())),
+                        };
+                    }
                     if let Some(link) = from
                         && !self.is_over(link.owner)
                     {
@@ -451,6 +476,11 @@ impl Datastore {
                     if let Err(error) = shared.claim(epoch, None) {
                         return lost(error.to_string());
                     }
+                    if let Some((link, counter)) = before
+                        && self.settings.fence != Fence::LockCoherent
+                    {
+                        self.outlast(link, counter);
+                    }
                 }
                 Step::Record(event) => {
                     if let Err(error) = served.ownership.apply(event) {
@@ -458,7 +488,11 @@ impl Datastore {
                     }
                 }
                 // Whoever waited for the old owner's word looks at the record, and waits no more.
-                Step::Serve => served.device.resume(),
+                Step::Serve => {
+                    // Of an offer that came before the record did.
+                    *served.arrival() = None;
+                    served.device.resume();
+                }
                 _ => {}
             }
         }
@@ -474,6 +508,27 @@ impl Datastore {
             .hooks()
             .run(HookEvent::Takeover { disk, epoch, from });
         Ok(())
+    }
+
+    /// The owner's last beat, as far as it can be read.
+    fn counter(&self, link: &Link) -> Option<u64> {
+        let beat = beat::read(self.root(), link.owner).ok()?;
+        beat.map(|beat| beat.counter)
+    }
+
+    /// Where locks do not hold between hosts: an owner that was turned off and came back before the
+    /// claim was made may serve until it looks at the claims, or its lease is over.
+    fn outlast(&self, link: &Link, before: Option<u64>) {
+        if self.counter(link) == before {
+            return;
+        }
+        tracing::warn!(owner = %link.owner, address = link.address,
+            "the owner was turned off and is back: its lease is waited for");
+        let lease_ms = lock(&self.others)
+            .get(&link.owner)
+            .map_or(self.settings.lease_ms, |other| other.lease_ms);
+        let wait = Duration::from_millis(lease_ms + self.settings.io_ms);
+        self.pause(wait + wait / 16);
     }
 
     /// A person's word that the owner is off.

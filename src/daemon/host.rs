@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use ferry_dataplane::backend::Store;
@@ -97,6 +98,9 @@ impl Daemon {
             return Err(format!("another copy of disk {id} is arriving there"));
         }
         if let Some(shared) = shared_target(served, hello)? {
+            if shared.taking.load(Ordering::Acquire) {
+                return Err(format!("disk {id} is being taken over there; try again"));
+            }
             *arrival = Some(Arrival {
                 claim: hello.claim.clone(),
                 image: None,
@@ -206,7 +210,9 @@ fn keep_copy(path: &Path, hello: &Hello, cache: Cache) -> Option<Arc<Image>> {
     if bytes != hello.shape.capacity_bytes || identity::copy_of(path) != Some(hello.disk_uuid) {
         return None;
     }
-    Image::open_with(path, false, cache).ok().map(Arc::new)
+    let image = Image::open_with(path, false, cache).ok()?;
+    // Whoever had its lock may have done something to it.
+    (identity::copy_of(path) == Some(hello.disk_uuid)).then(|| Arc::new(image))
 }
 
 /// A fresh image, which says that it is a copy before it has a size.

@@ -32,10 +32,11 @@ pub struct Seen {
     pub waited_for_lock: u64,
     pub kills: u64,
     pub stops: u64,
+    pub outlasted: u64,
 }
 
 impl Seen {
-    fn all(&self) -> [u64; 9] {
+    fn all(&self) -> [u64; 10] {
         [
             self.takeovers,
             self.lost_claims,
@@ -46,6 +47,7 @@ impl Seen {
             self.waited_for_lock,
             self.kills,
             self.stops,
+            self.outlasted,
         ]
     }
 
@@ -59,6 +61,7 @@ impl Seen {
         self.waited_for_lock += other.waited_for_lock;
         self.kills += other.kills;
         self.stops += other.stops;
+        self.outlasted += other.outlasted;
     }
 
     pub fn is_everything(&self) -> bool {
@@ -90,6 +93,10 @@ struct Host {
     state: State,
     serves: bool,
     todo: VecDeque<Step>,
+    /// The owner before, and how far its beats were when it was turned off.
+    from: Option<(usize, u64)>,
+    /// The rest of the steps waits until then, by its own clock.
+    waits_until: u64,
 }
 
 #[derive(Debug)]
@@ -102,7 +109,6 @@ pub struct World {
     claims: RefCell<Vec<usize>>,
     lock: Option<usize>,
     beats: [u64; HOSTS],
-    quiet: bool,
     traced: bool,
     pub seen: Seen,
 }
@@ -160,6 +166,8 @@ impl World {
             },
             serves: false,
             todo: VecDeque::new(),
+            from: None,
+            waits_until: 0,
         };
         let hosts = (0..HOSTS).map(|here| host(&mut rng, here == 0)).collect();
         World {
@@ -174,7 +182,6 @@ impl World {
             claims: RefCell::new(vec![0]),
             lock: None,
             beats: [0; HOSTS],
-            quiet: false,
             traced,
             seen: Seen::default(),
         }
@@ -225,7 +232,6 @@ impl World {
     }
 
     pub fn heal(&mut self) {
-        self.quiet = true;
         for here in 0..HOSTS {
             self.hosts[here].stopped_until = 0;
             self.hosts[here].storage_slow_until = 0;
@@ -250,6 +256,7 @@ impl World {
         host.beating = None;
         host.watched = None;
         host.todo.clear();
+        (host.from, host.waits_until) = (None, 0);
     }
 
     fn start(&mut self, here: usize) {
@@ -286,7 +293,9 @@ impl World {
             self.guard(here);
             self.write(here)?;
             self.beat(here)?;
-            if let Some(step) = self.hosts[here].todo.pop_front() {
+            if self.hosts[here].waits_until <= self.clock(here)
+                && let Some(step) = self.hosts[here].todo.pop_front()
+            {
                 self.carry_out(here, step);
             }
         }
@@ -312,11 +321,14 @@ impl World {
         }
         let others = (0..HOSTS).filter(|&other| other != here && self.hosts[other].serves);
         // A command has turned the other off; a stopped one still has the lock.
-        if others.clone().any(|other| self.runs(other)) || self.lock != Some(here) {
+        let unlocked = self.fence == Fence::Lock && self.lock != Some(here);
+        if others.clone().any(|other| self.runs(other)) || unlocked {
             return Err(format!("two hosts serve, {here} is one: {self:?}"));
         }
         let epoch = self.hosts[here].state.phase.epoch();
-        if self.owner() != (epoch, here) {
+        // Without the lock who was turned off and is back serves until it looks at the claims; who has
+        // claimed the next epoch waits for that.
+        if self.fence == Fence::Lock && self.owner() != (epoch, here) {
             return Err(format!("{here} serves what it does not own: {self:?}"));
         }
         Ok(())
@@ -357,13 +369,14 @@ impl World {
                 self.lock.take_if(|holder| *holder == here);
                 self.hosts[here].serves = false;
                 self.record(here, Event::TakenOver { epoch });
-            } else if !self.hosts[here].serves && self.hosts[here].holder.holds(now) {
-                if self.lock.is_none_or(|holder| holder == here) {
-                    self.lock = Some(here);
-                    self.hosts[here].serves = true;
-                    self.seen.resumed += 1;
-                    self.tell(here, "serves again");
-                }
+            } else if !self.hosts[here].serves
+                && self.hosts[here].holder.holds(now)
+                && (self.fence == Fence::Command || self.lock.is_none_or(|holder| holder == here))
+            {
+                self.lock = Some(here);
+                self.hosts[here].serves = true;
+                self.seen.resumed += 1;
+                self.tell(here, "serves again");
             }
             return Ok(());
         }
@@ -387,12 +400,17 @@ impl World {
     fn fence(&mut self, here: usize, epoch: u64, owner: usize) -> Result<(), String> {
         if self.fence == Fence::Command {
             let its_clock = self.clock(owner);
-            if self.runs(owner) && self.hosts[owner].serves && self.hosts[owner].holder.holds(its_clock)
+            if self.runs(owner)
+                && self.hosts[owner].serves
+                && self.hosts[owner].holder.holds(its_clock)
             {
-                return Err(format!("{here} turns {owner} off, which holds its lease: {self:?}"));
+                return Err(format!(
+                    "{here} turns {owner} off, which holds its lease: {self:?}"
+                ));
             }
             self.tell(here, "has the owner turned off");
             self.seen.fenced += 1;
+            self.hosts[here].from = Some((owner, self.beats[owner]));
             self.off(owner);
         }
         self.begin(here, epoch);
@@ -404,8 +422,22 @@ impl World {
         self.hosts[here].todo = handover::take_over(epoch + 1).into();
     }
 
+    /// As `Datastore::outlast`.
+    fn outlast(&mut self, here: usize) {
+        let now = self.clock(here);
+        if let Some((owner, before)) = self.hosts[here].from.take()
+            && self.beats[owner] != before
+        {
+            let wait = LEASE + IO;
+            self.tell(here, "waits, as the owner is back");
+            self.seen.outlasted += 1;
+            self.hosts[here].waits_until = now + wait + wait / 16;
+        }
+    }
+
     fn carry_out(&mut self, here: usize, step: Step) {
         let given_up = match step {
+            Step::Take if self.fence == Fence::Command => false,
             Step::Take if self.lock.is_some_and(|holder| holder != here) => {
                 self.seen.waited_for_lock += 1;
                 true
@@ -415,7 +447,10 @@ impl World {
                 false
             }
             Step::Claim { epoch, .. } => match shared::claim(self, epoch, &link(here), None) {
-                Ok(()) => false,
+                Ok(()) => {
+                    self.outlast(here);
+                    false
+                }
                 Err(ClaimError::Taken { .. } | ClaimError::Failed { .. }) => {
                     self.seen.lost_claims += 1;
                     true

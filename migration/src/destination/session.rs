@@ -1,5 +1,6 @@
 //! One mirror's receiving end, from `Hello` to the end of its connection.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::ops::ControlFlow;
@@ -18,7 +19,7 @@ use crate::codec::{
 use crate::handover::{self, Datastore, Step};
 use crate::ids::Claim;
 use crate::lease::ownership::{Applied, OwnershipError};
-use crate::lease::shared::ClaimError;
+use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::lease::{Ownership, Peer};
 use crate::negotiate::{Hello, Ready, check_hello, check_target};
 use crate::phase::{Event, Phase};
@@ -154,6 +155,7 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
         granted: false,
         not_granted: None,
         aborted: false,
+        failed: Cell::new(false),
     };
     let why = match &beating {
         Ok(_) => session.run(&stream),
@@ -162,7 +164,8 @@ pub(super) fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, he
     if !session.granted {
         tracing::warn!(claim = %hello.claim, why, "an incoming disk is discarded");
         // A link that was lost is tried again, as a rule; an operator's word is not.
-        give_up(host, &target, &hello.claim, !session.aborted, &why);
+        let wanted = !session.aborted && !session.failed.get();
+        give_up(host, &target, &hello.claim, wanted, &why);
         let _ = voice.say(&refused(why));
     }
     voice.end();
@@ -278,7 +281,7 @@ fn prepare_alone(
     match accepted {
         Ok(()) => Ok(target),
         Err(reason) => {
-            host.discard(claim, true, &reason);
+            host.discard(claim, false, &reason);
             Err(reason)
         }
     }
@@ -319,6 +322,8 @@ struct Session<'a> {
     not_granted: Option<(String, Instant)>,
     /// By the source, which has given the attempt up.
     aborted: bool,
+    /// The disk here has failed.
+    failed: Cell<bool>,
 }
 
 impl Session<'_> {
@@ -480,6 +485,8 @@ impl Session<'_> {
     }
 
     fn disk_failed(&self, doing: &str, offset: u64, error: &std::io::Error) -> String {
+        // What the page cache says it has is not to be compared with.
+        self.failed.set(true);
         let path = self.image().map(|image| image.path().display().to_string());
         let path = path.unwrap_or_else(|_| "the disk".into());
         format!("cannot {doing} {path} at byte {offset}: {error}")
@@ -504,7 +511,8 @@ impl Session<'_> {
             _ => Ok(()),
         };
         if let Err(why) = &outcome {
-            give_up(self.host, self.target, &self.hello.claim, true, why);
+            let wanted = !self.failed.get();
+            give_up(self.host, self.target, &self.hello.claim, wanted, why);
         }
         let reason = outcome
             .err()
@@ -525,7 +533,7 @@ impl Session<'_> {
 
     fn take(&mut self, device_state: Vec<u8>) -> Result<(), String> {
         let claim = &self.hello.claim;
-        let mut device_state = Some(device_state);
+        let device_state = Some(device_state);
         let (datastore, shared) = match &self.target.bytes {
             TargetBytes::Copy { .. } => (Datastore::Own, None),
             TargetBytes::Shared(image) => (Datastore::Shared, Some(image)),
@@ -534,6 +542,28 @@ impl Session<'_> {
         if shared.is_some() {
             self.receiving()?;
         }
+        let taken = self.take_steps(claim, device_state, datastore, shared);
+        let phase = self.target.ownership.phase();
+        let is_ours = matches!(
+            phase,
+            Phase::Incoming { .. } | Phase::Granted { .. } | Phase::Serving { .. }
+        );
+        // Handed back or taken over while it was opened: whoever did that found nothing to close.
+        if let (Err(_), Some(image), false) = (&taken, shared, is_ours)
+            && let Err(why) = image.let_go()
+        {
+            tracing::error!(claim = %claim, why, "the image is kept open");
+        }
+        taken
+    }
+
+    fn take_steps(
+        &self,
+        claim: &Claim,
+        mut device_state: Option<Vec<u8>>,
+        datastore: Datastore,
+        shared: Option<&Arc<dyn SharedDisk>>,
+    ) -> Result<(), String> {
         for step in handover::on_grant(claim.migration, claim.epoch, datastore) {
             match (step, shared) {
                 (Step::Flush, _) => self.flush()?,
