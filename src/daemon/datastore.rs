@@ -479,7 +479,7 @@ impl Datastore {
                     if let Some((link, counter)) = before
                         && self.settings.fence != Fence::LockCoherent
                     {
-                        self.outlast(link, counter);
+                        self.outlast(&served.config.id, link, counter);
                     }
                 }
                 Step::Record(event) => {
@@ -517,13 +517,25 @@ impl Datastore {
     }
 
     /// Where locks do not hold between hosts: an owner that was turned off and came back before the
-    /// claim was made may serve until it looks at the claims, or its lease is over.
-    fn outlast(&self, link: &Link, before: Option<u64>) {
+    /// claim was made serves until it looks at the claims, and may be stopped before it does. It is
+    /// turned off again; from the claim on it does not serve when it comes back. After a person's word
+    /// there is only its lease to wait for.
+    fn outlast(&self, disk: &DiskId, link: &Link, before: Option<u64>) {
         if self.counter(link) == before {
             return;
         }
         tracing::warn!(owner = %link.owner, address = link.address,
-            "the owner was turned off and is back: its lease is waited for");
+            "the owner was turned off and is back");
+        if let Fence::Command(path) = &self.settings.fence {
+            while let Err(why) = fence::run(path, disk, link) {
+                tracing::error!(%disk, why, "the owner is back and cannot be turned off again; the \
+                    disk waits");
+                if !self.pause(self.lease()) {
+                    return;
+                }
+            }
+            return;
+        }
         let lease_ms = lock(&self.others)
             .get(&link.owner)
             .map_or(self.settings.lease_ms, |other| other.lease_ms);

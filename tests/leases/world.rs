@@ -95,8 +95,6 @@ struct Host {
     todo: VecDeque<Step>,
     /// The owner before, and how far its beats were when it was turned off.
     from: Option<(usize, u64)>,
-    /// The rest of the steps waits until then, by its own clock.
-    waits_until: u64,
 }
 
 #[derive(Debug)]
@@ -167,7 +165,6 @@ impl World {
             serves: false,
             todo: VecDeque::new(),
             from: None,
-            waits_until: 0,
         };
         let hosts = (0..HOSTS).map(|here| host(&mut rng, here == 0)).collect();
         World {
@@ -256,7 +253,7 @@ impl World {
         host.beating = None;
         host.watched = None;
         host.todo.clear();
-        (host.from, host.waits_until) = (None, 0);
+        host.from = None;
     }
 
     fn start(&mut self, here: usize) {
@@ -293,9 +290,7 @@ impl World {
             self.guard(here);
             self.write(here)?;
             self.beat(here)?;
-            if self.hosts[here].waits_until <= self.clock(here)
-                && let Some(step) = self.hosts[here].todo.pop_front()
-            {
+            if let Some(step) = self.hosts[here].todo.pop_front() {
                 self.carry_out(here, step);
             }
         }
@@ -327,7 +322,7 @@ impl World {
         }
         let epoch = self.hosts[here].state.phase.epoch();
         // Without the lock who was turned off and is back serves until it looks at the claims; who has
-        // claimed the next epoch waits for that.
+        // claimed the next epoch turns it off again before it serves.
         if self.fence == Fence::Lock && self.owner() != (epoch, here) {
             return Err(format!("{here} serves what it does not own: {self:?}"));
         }
@@ -424,14 +419,12 @@ impl World {
 
     /// As `Datastore::outlast`.
     fn outlast(&mut self, here: usize) {
-        let now = self.clock(here);
         if let Some((owner, before)) = self.hosts[here].from.take()
             && self.beats[owner] != before
         {
-            let wait = LEASE + IO;
-            self.tell(here, "waits, as the owner is back");
+            self.tell(here, "has the owner turned off again, as it is back");
             self.seen.outlasted += 1;
-            self.hosts[here].waits_until = now + wait + wait / 16;
+            self.off(owner);
         }
     }
 
