@@ -328,6 +328,24 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_grant_is_claimed_before_it_is_recorded() {
+        let migration = MigrationId(Uuid::from_u128(1));
+        let steps = on_grant(migration, 2, Datastore::Shared);
+        let at = |wanted: fn(&Step) -> bool| steps.iter().position(wanted);
+        let claimed = at(|step| {
+            matches!(
+                step,
+                Step::Claim {
+                    epoch: 2,
+                    or_peer: false
+                }
+            )
+        });
+        let recorded = at(|step| matches!(step, Step::Record(_)));
+        assert!(claimed.is_some() && claimed < recorded, "{steps:?}");
+    }
+
+    #[test]
     fn rings_prove_what_they_can() {
         assert_eq!(prove(&[7, 9], &[7, 9]), Ok(()));
         assert_eq!(prove(&[0, 0], &[0, 0]), Err(NoProof::Unused));
