@@ -360,8 +360,8 @@ fn first_steps(
     for step in handover::on_first_request(claim.migration, claim.epoch, datastore) {
         match (step, shared) {
             (Step::Take, Some(image)) => image.take().map_err(|why| Stays { why, again: true })?,
-            (Step::Claim { epoch, .. }, Some(image)) => {
-                image.claim(epoch, None).map_err(|error| Stays {
+            (Step::Claim { epoch, through, .. }, Some(image)) => {
+                image.claim(epoch, through, None).map_err(|error| Stays {
                     again: matches!(error, ClaimError::Failed { .. }),
                     why: error.to_string(),
                 })?;

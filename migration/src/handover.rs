@@ -22,7 +22,10 @@ pub enum Step {
     Claim {
         /// The epoch.
         epoch: u64,
-        /// That the other side of the move has it will do as well.
+        /// The move by which it comes to this host, written in the claim; none for a takeover.
+        through: Option<MigrationId>,
+        /// That the other side has it through the same move will do as well. By a takeover will not:
+        /// what it says of the move may have been said before.
         or_peer: bool,
     },
     /// Apply the event to the record, durably.
@@ -67,18 +70,20 @@ pub fn release(migration: MigrationId, datastore: Datastore) -> Vec<Step> {
     }
 }
 
+fn claim(epoch: u64, through: MigrationId) -> Step {
+    Step::Claim {
+        epoch,
+        through: Some(through),
+        or_peer: false,
+    }
+}
+
 /// The destination is granted the disk.
 pub fn on_grant(migration: MigrationId, epoch: u64, datastore: Datastore) -> Vec<Step> {
     let grant = Step::Record(Event::Grant { migration, epoch });
-    let or_peer = false;
     match datastore {
         Datastore::Own => vec![Step::Flush, grant, Step::Answer],
-        Datastore::Shared => vec![
-            Step::Take,
-            Step::Claim { epoch, or_peer },
-            grant,
-            Step::Answer,
-        ],
+        Datastore::Shared => vec![Step::Take, claim(epoch, migration), grant, Step::Answer],
     }
 }
 
@@ -95,16 +100,10 @@ pub fn on_hand_back(migration: MigrationId, epoch: u64, though_granted: bool) ->
 /// The first descriptor of a granted disk is about to be popped.
 pub fn on_first_request(migration: MigrationId, epoch: u64, datastore: Datastore) -> Vec<Step> {
     let activate = Step::Record(Event::Activate { migration, epoch });
-    let or_peer = false;
     match datastore {
         Datastore::Own => vec![activate, Step::Serve],
         // It may have been taken over since the grant.
-        Datastore::Shared => vec![
-            Step::Take,
-            Step::Claim { epoch, or_peer },
-            activate,
-            Step::Serve,
-        ],
+        Datastore::Shared => vec![Step::Take, claim(epoch, migration), activate, Step::Serve],
     }
 }
 
@@ -116,11 +115,12 @@ fn have_back(migration: MigrationId, epoch: u64, datastore: Datastore, or_peer: 
         // One epoch after the other, so that a claim is never made past another's.
         Datastore::Shared => vec![
             Step::Take,
-            Step::Claim { epoch, or_peer },
             Step::Claim {
-                epoch: epoch.saturating_add(1),
-                or_peer: false,
+                epoch,
+                through: Some(migration),
+                or_peer,
             },
+            claim(epoch.saturating_add(1), migration),
             returned,
             Step::Serve,
         ],
@@ -139,6 +139,7 @@ pub fn take_over(epoch: u64) -> Vec<Step> {
         Step::Take,
         Step::Claim {
             epoch,
+            through: None,
             or_peer: false,
         },
         Step::Record(Event::TakeOver { epoch }),
@@ -337,7 +338,8 @@ mod tests {
                 step,
                 Step::Claim {
                     epoch: 2,
-                    or_peer: false
+                    or_peer: false,
+                    ..
                 }
             )
         });

@@ -22,7 +22,7 @@ use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::handover::{self, Step};
 use ferry_migration::ids::{DaemonId, DiskId};
 use ferry_migration::lease::beat::{self, Heart, Holder, Observer};
-use ferry_migration::lease::chain::Link;
+use ferry_migration::lease::chain::{Link, Shelf};
 use ferry_migration::lease::shared::SharedDisk;
 use ferry_migration::phase::Phase;
 use rustix::time::{ClockId, clock_gettime};
@@ -72,6 +72,15 @@ struct Calls {
     over: bool,
     /// The disks are to be looked at.
     look: bool,
+}
+
+/// Whom a disk is taken over from.
+struct Old {
+    link: Link,
+    /// Its last beat when its lease was found to be over, as far as one was seen.
+    counter: Option<u64>,
+    /// An earlier run of this daemon has claimed the disk from it.
+    claimed: bool,
 }
 
 #[derive(Default)]
@@ -321,14 +330,17 @@ impl Datastore {
             // Given up, and not taken yet: its resolver's matter.
             Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => {}
             // Claimed by an earlier run of this daemon, and not recorded.
-            _ if mine && !is_returned(phase, epoch) => {
-                self.take_over_soon(daemon, served, shared, epoch, None);
-            }
+            _ if mine && !is_returned(phase, epoch) => match self.unfinished(shared, epoch, link) {
+                Ok(old) => self.take_over_soon(daemon, served, shared, epoch, old),
+                Err(error) => tracing::warn!(disk = %served.config.id, %error,
+                    "the disk's claims cannot be read"),
+            },
             _ if self.is_over(link.owner) && self.settings.fence == Fence::None => {
                 self.tell(served, link);
             }
             _ if self.is_over(link.owner) => {
-                self.take_over_soon(daemon, served, shared, epoch, Some(link.clone()));
+                let old = self.silent(link.clone());
+                self.take_over_soon(daemon, served, shared, epoch, Some(old));
             }
             _ => {}
         }
@@ -367,6 +379,37 @@ impl Datastore {
         }
     }
 
+    /// An owner whose lease is over.
+    fn silent(&self, link: Link) -> Old {
+        let others = lock(&self.others);
+        let counter = others.get(&link.owner).and_then(|it| it.watch.counter());
+        Old {
+            link,
+            counter,
+            claimed: false,
+        }
+    }
+
+    /// Whom an earlier run of this daemon took the disk from, if that is how the epoch was claimed: it
+    /// may have come back before the claim was made, and serve until it looks.
+    fn unfinished(
+        &self,
+        shared: &SharedImage,
+        epoch: u64,
+        claim: &Link,
+    ) -> std::io::Result<Option<Old>> {
+        let before = epoch.saturating_sub(1);
+        if claim.through.is_some() || before == 0 {
+            return Ok(None);
+        }
+        let old = shared.claims.read(before)?;
+        Ok(old.filter(|link| !shared.is_mine(link)).map(|link| Old {
+            link,
+            counter: None,
+            claimed: true,
+        }))
+    }
+
     fn is_over(&self, owner: DaemonId) -> bool {
         let others = lock(&self.others);
         others.get(&owner).is_some_and(|other| {
@@ -395,7 +438,7 @@ impl Datastore {
         served: &Arc<Served>,
         shared: &Arc<SharedImage>,
         epoch: u64,
-        from: Option<Link>,
+        old: Option<Old>,
     ) {
         if shared.taking.swap(true, Ordering::AcqRel) {
             return;
@@ -406,9 +449,9 @@ impl Datastore {
             .spawn(move || {
                 let (daemon, served, shared) = ours;
                 let datastore = &shared.datastore;
-                let done = datastore
-                    .fence(&served, from.as_ref())
-                    .and_then(|()| datastore.take_over(&daemon, &served, &shared, epoch, &from));
+                let done = datastore.fence(&served, old.as_ref()).and_then(|()| {
+                    datastore.take_over(&daemon, &served, &shared, epoch, old.as_ref())
+                });
                 if let Err(why) = done {
                     tracing::error!(disk = %served.config.id, why, "the disk is not taken over");
                     // Not again at once: the fence may do harm.
@@ -423,11 +466,15 @@ impl Datastore {
     }
 
     /// What makes sure that the old owner writes no more.
-    fn fence(&self, served: &Served, from: Option<&Link>) -> Result<(), String> {
-        match (&self.settings.fence, from) {
+    fn fence(&self, served: &Served, old: Option<&Old>) -> Result<(), String> {
+        match (&self.settings.fence, old) {
             // The lock, which is taken in either case.
             (_, None) | (Fence::LockCoherent, _) => Ok(()),
-            (Fence::Command(path), Some(link)) => fence::run(path, &served.config.id, link),
+            (Fence::Command(path), Some(old)) => fence::run(path, &served.config.id, &old.link),
+            (Fence::None, Some(old)) if old.claimed => {
+                self.wait_out(&old.link);
+                Ok(())
+            }
             (Fence::None, Some(_)) => Err("no fence is configured".into()),
         }
     }
@@ -439,10 +486,11 @@ impl Datastore {
         served: &Arc<Served>,
         shared: &SharedImage,
         epoch: u64,
-        from: &Option<Link>,
+        old: Option<&Old>,
     ) -> Result<(), String> {
         let _alone = shared.alone();
-        let before = from.as_ref().map(|link| (link, self.counter(link)));
+        // Who was fenced for a claim that is made already finds it.
+        let silent = old.filter(|old| !old.claimed);
         let lost = |why: String| {
             // Nobody serves it here: that was looked at with the same lock held.
             let _ = shared.let_go();
@@ -466,20 +514,18 @@ impl Datastore {
                             _ => Err(format!("it is {} here by now", phase.name())),
                         };
                     }
-                    if let Some(link) = from
-                        && !self.is_over(link.owner)
-                    {
+                    if silent.is_some_and(|old| !self.is_over(old.link.owner)) {
                         return lost("the owner has renewed its lease".into());
                     }
                 }
-                Step::Claim { epoch, .. } => {
-                    if let Err(error) = shared.claim(epoch, None) {
+                Step::Claim { epoch, through, .. } => {
+                    if let Err(error) = shared.claim(epoch, through, None) {
                         return lost(error.to_string());
                     }
-                    if let Some((link, counter)) = before
+                    if let Some(old) = silent
                         && self.settings.fence != Fence::LockCoherent
                     {
-                        self.outlast(&served.config.id, link, counter);
+                        self.outlast(&served.config.id, old);
                     }
                 }
                 Step::Record(event) => {
@@ -498,11 +544,8 @@ impl Datastore {
         }
         let id = &served.config.id;
         let epoch = epoch + 1;
-        tracing::warn!(disk = %id, epoch, from = from.as_ref().map(|it| it.address.as_str()),
-            "the disk is taken over, and served here");
-        let from = from
-            .as_ref()
-            .map_or_else(String::new, |it| it.address.clone());
+        let from = old.map_or_else(String::new, |old| old.link.address.clone());
+        tracing::warn!(disk = %id, epoch, from, "the disk is taken over, and served here");
         let disk = id.clone();
         daemon
             .hooks()
@@ -520,8 +563,9 @@ impl Datastore {
     /// claim was made serves until it looks at the claims, and may be stopped before it does. It is
     /// turned off again; from the claim on it does not serve when it comes back. After a person's word
     /// there is only its lease to wait for.
-    fn outlast(&self, disk: &DiskId, link: &Link, before: Option<u64>) {
-        if self.counter(link) == before {
+    fn outlast(&self, disk: &DiskId, old: &Old) {
+        let link = &old.link;
+        if self.counter(link) == old.counter {
             return;
         }
         tracing::warn!(owner = %link.owner, address = link.address,
@@ -536,9 +580,14 @@ impl Datastore {
             }
             return;
         }
-        let lease_ms = lock(&self.others)
-            .get(&link.owner)
-            .map_or(self.settings.lease_ms, |other| other.lease_ms);
+        self.wait_out(link);
+    }
+
+    /// Waits for as long as a daemon serves that has just renewed its lease.
+    fn wait_out(&self, link: &Link) {
+        let beat = beat::read(self.root(), link.owner).ok().flatten();
+        let lease_ms = beat.map_or(self.settings.lease_ms, |beat| beat.lease_ms);
+        let lease_ms = lease_ms.clamp(LEASE_MS.0, LEASE_MS.1);
         let wait = Duration::from_millis(lease_ms + self.settings.io_ms);
         self.pause(wait + wait / 16);
     }
@@ -578,7 +627,7 @@ impl Datastore {
         if shared.taking.swap(true, Ordering::AcqRel) {
             return refused("a takeover is under way".into());
         }
-        let done = self.take_over(daemon, served, &shared, epoch, &Some(link));
+        let done = self.take_over(daemon, served, &shared, epoch, Some(&self.silent(link)));
         shared.taking.store(false, Ordering::Release);
         done.map_err(Failure::Failed)
     }

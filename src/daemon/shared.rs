@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Wea
 use ferry_dataplane::backend::Store;
 use ferry_dataplane::disk::Service;
 use ferry_dataplane::lifecycle::DiskLifecycle;
-use ferry_migration::ids::DaemonId;
+use ferry_migration::ids::{DaemonId, MigrationId};
 use ferry_migration::lease::chain::{self, Dir, Link, Shelf};
 use ferry_migration::lease::ownership::Applied;
 use ferry_migration::lease::shared::{self, ClaimError, SharedDisk};
@@ -74,8 +74,17 @@ impl SharedDisk for SharedImage {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim(&self, epoch: u64, peer: Option<DaemonId>) -> Result<(), ClaimError> {
-        shared::claim(&self.claims, epoch, &self.me, peer)
+    fn claim(
+        &self,
+        epoch: u64,
+        through: Option<MigrationId>,
+        peer: Option<DaemonId>,
+    ) -> Result<(), ClaimError> {
+        let me = Link {
+            through,
+            ..self.me.clone()
+        };
+        shared::claim(&self.claims, epoch, &me, peer)
     }
 
     fn take(&self) -> Result<(), String> {
@@ -132,6 +141,7 @@ impl Daemon {
             me: Link {
                 owner: self.id,
                 address: self.config.migration.listen.clone(),
+                through: None,
             },
             served: OnceLock::new(),
             lapsed: AtomicBool::new(true),
@@ -234,7 +244,7 @@ fn settle(ownership: &Ownership, shared: &SharedImage, config: &DiskConfig) -> D
     let apply = |event| ownership.apply(event).map(|_: Applied| ());
     match (&newest, phase) {
         (None, Phase::Vacant) if !config.incoming => {
-            match shared.claim(1, None) {
+            match shared.claim(1, None, None) {
                 Ok(()) => apply(Event::Create)?,
                 Err(error @ ClaimError::Failed { .. }) => return Err(Failure::of(error)),
                 // Another host was faster.

@@ -247,12 +247,7 @@ pub fn make(world: &mut World, step: Move) {
         }
         Move::PowerCut(here) => {
             world.faults += 1;
-            kill(world, here);
-            if world.datastore() == Datastore::Own {
-                let image = world.image(here);
-                image.written = image.flushed;
-            }
-            world.hosts[here].vm = Vm::Off;
+            power_off(world, here);
         }
         Move::Start(here) => start(world, here),
         Move::Shared(step) => shared::make(world, step),
@@ -306,6 +301,9 @@ fn release(world: &mut World, here: usize, attempt: Attempt, pulled: bool) {
 
 /// The next step of a daemon's list; when it fails, the rest is dropped.
 pub fn carry_out_one(world: &mut World, here: usize) {
+    if world.hosts[here].outlasts {
+        return shared::outlast(world, here);
+    }
     let released = world.hosts[1 - here].released.index;
     let host = &mut world.hosts[here];
     let Some((attempt, step)) = host.todo.pop_front() else {
@@ -449,11 +447,22 @@ fn kill(world: &mut World, here: usize) {
     host.serves = false;
     host.source = Source::Idle;
     host.todo.clear();
+    host.outlasts = false;
     let had = host.session.take();
     let link = world.link;
     if had.is_some() || link.is_some() {
         world.link = None;
     }
+}
+
+/// With the power goes what was not flushed, and the VM.
+pub fn power_off(world: &mut World, here: usize) {
+    kill(world, here);
+    if world.datastore() == Datastore::Own {
+        let image = world.image(here);
+        image.written = image.flushed;
+    }
+    world.hosts[here].vm = Vm::Off;
 }
 
 /// As `lease/restart.rs` has it.

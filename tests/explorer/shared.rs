@@ -1,5 +1,4 @@
-//! A disk on a datastore that both hosts see: claims, leases and takeovers. The fence is the image's
-//! lock, which a stopped process keeps and a dead one does not.
+//! A disk on a datastore that both hosts see: claims, leases and takeovers.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -13,7 +12,7 @@ use ferry_migration::phase::{Event, Phase};
 use uuid::Uuid;
 
 use super::moves;
-use super::world::{Attempt, Limits, Source, Vm, World};
+use super::world::{Attempt, Claim, Fence, Limits, Source, Vm, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Move {
@@ -31,17 +30,29 @@ pub enum Move {
     Reclaim(usize),
 }
 
+/// As in `src/daemon/datastore.rs`.
+enum Old {
+    Silent,
+    /// An earlier run of the daemon made the claim.
+    Claimed,
+}
+
 /// The claims as the production code sees them.
-struct Claims<'a>(RefCell<&'a mut Vec<u8>>);
+struct Claims<'a>(RefCell<&'a mut Vec<Claim>>);
 
 fn daemon(here: usize) -> DaemonId {
     DaemonId(Uuid::from_u128(here as u128 + 1))
 }
 
-fn link(here: usize) -> Link {
+fn link(here: usize, through: u8) -> Link {
+    let attempt = Attempt {
+        number: through,
+        epoch: 0,
+    };
     Link {
         owner: daemon(here),
         address: String::new(),
+        through: (through > 0).then(|| attempt.migration()),
     }
 }
 
@@ -52,17 +63,22 @@ fn at(epoch: u64) -> usize {
 impl Shelf for Claims<'_> {
     fn create_new(&self, epoch: u64, link: &Link) -> io::Result<bool> {
         let mut claims = self.0.borrow_mut();
-        let owner = u8::try_from(link.owner.0.as_u128() - 1).unwrap();
+        let number = |migration| Attempt::of(migration, epoch).number;
+        let claim = Claim {
+            owner: u8::try_from(link.owner.0.as_u128() - 1).unwrap(),
+            through: link.through.map_or(0, number),
+        };
         let free = claims.len() == at(epoch);
         if free {
-            claims.push(owner);
+            claims.push(claim);
         }
         Ok(free)
     }
 
     fn read(&self, epoch: u64) -> io::Result<Option<Link>> {
         let claims = self.0.borrow();
-        Ok(claims.get(at(epoch)).map(|&owner| link(owner.into())))
+        let claim = claims.get(at(epoch));
+        Ok(claim.map(|claim| link(claim.owner.into(), claim.through)))
     }
 
     fn newest(&self) -> io::Result<Option<u64>> {
@@ -72,11 +88,15 @@ impl Shelf for Claims<'_> {
 
 /// The newest epoch and its owner.
 fn newest(world: &World) -> (u64, usize) {
-    let owner = *world
-        .claims
-        .last()
-        .expect("it was claimed when it was made");
+    let claim = world.claims.last();
+    let owner = claim.expect("it was claimed when it was made").owner;
     (world.claims.len() as u64, owner.into())
+}
+
+/// Whether the epoch was claimed by this host.
+pub fn has(world: &World, here: usize, epoch: u64) -> bool {
+    let claim = world.claims.get(at(epoch));
+    claim.is_some_and(|claim| usize::from(claim.owner) == here)
 }
 
 pub fn possible(
@@ -86,7 +106,7 @@ pub fn possible(
     fault: bool,
     into: &mut Vec<moves::Move>,
 ) {
-    let Some(takeovers) = limits.shared else {
+    let Some(shared) = limits.shared else {
         return;
     };
     let host = &world.hosts[here];
@@ -114,7 +134,7 @@ pub fn possible(
         Move::Tend(here),
     );
     add(
-        world.takeovers < takeovers && may_take_over(world, here),
+        world.takeovers < shared.takeovers && may_take_over(world, here),
         Move::TakeOver(here),
     );
     add(
@@ -189,6 +209,9 @@ pub fn tend(world: &mut World, here: usize) {
 
 pub fn take_over(world: &mut World, here: usize) {
     let (epoch, _) = newest(world);
+    if old(world, here, epoch).is_some() {
+        moves::power_off(world, 1 - here);
+    }
     // A number that no migration has.
     let attempt = Attempt { number: 0, epoch };
     let host = &mut world.hosts[here];
@@ -197,7 +220,34 @@ pub fn take_over(world: &mut World, here: usize) {
         .extend(steps.into_iter().map(|step| (attempt, step)));
 }
 
+/// Who is turned off for a takeover, and whether its claim was made before.
+fn old(world: &World, here: usize, epoch: u64) -> Option<Old> {
+    if world.fence == Fence::LockCoherent {
+        return None;
+    }
+    let other = 1 - here;
+    let mine = has(world, here, epoch);
+    let returned = matches!(world.hosts[here].phase(), Phase::Returned { epoch: at, .. }
+        if at == epoch);
+    if !mine || returned {
+        return Some(Old::Silent);
+    }
+    let by_takeover = world.claims[at(epoch)].through == 0;
+    (by_takeover && epoch > 1 && has(world, other, epoch - 1)).then_some(Old::Claimed)
+}
+
+/// `Datastore::outlast`: who was turned off and is back is turned off again.
+pub fn outlast(world: &mut World, here: usize) {
+    world.hosts[here].outlasts = false;
+    if world.hosts[1 - here].up {
+        moves::power_off(world, 1 - here);
+    }
+}
+
 fn take(world: &mut World, here: usize) -> bool {
+    if world.fence == Fence::Command {
+        return true;
+    }
     let free = world.lock.is_none_or(|holder| holder == here);
     if free {
         world.lock = Some(here);
@@ -228,10 +278,17 @@ pub fn carry_out(world: &mut World, here: usize, attempt: Attempt, step: Step) {
     match step {
         Step::Take if !take(world, here) => give_up(world, here, attempt),
         Step::LetGo => let_go(world, here),
-        Step::Claim { epoch, or_peer } => {
+        Step::Claim {
+            epoch,
+            through,
+            or_peer,
+        } => {
+            let through = through.map_or(0, |migration| Attempt::of(migration, epoch).number);
+            let silent = matches!(old(world, here, epoch - 1), Some(Old::Silent));
             let claims = Claims(RefCell::new(&mut world.claims));
             let peer = or_peer.then_some(daemon(1 - here));
-            match shared::claim(&claims, epoch, &link(here), peer) {
+            match shared::claim(&claims, epoch, &link(here, through), peer) {
+                Ok(()) if attempt.number == 0 => world.hosts[here].outlasts = silent,
                 Ok(()) => {}
                 Err(ClaimError::Taken { epoch, link }) => {
                     lost(world, here, attempt, epoch, link.owner);

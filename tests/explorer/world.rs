@@ -21,8 +21,34 @@ pub struct Limits {
     pub faults: u8,
     /// Messages on the wire at a time.
     pub letters: usize,
-    /// Both hosts see one image, and a host may take the disk over so many times.
-    pub shared: Option<u8>,
+    /// Both hosts see one image.
+    pub shared: Option<Shared>,
+}
+
+/// What may happen to a disk that both hosts see.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared {
+    /// So many times a host may take it over.
+    pub takeovers: u8,
+    /// What keeps the old owner from writing.
+    pub fence: Fence,
+}
+
+/// Whose an epoch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Claim {
+    pub owner: u8,
+    /// The number of the attempt by which it came to be; 0 for a takeover.
+    pub through: u8,
+}
+
+/// As in a datastore's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fence {
+    /// The image's lock: a stopped process keeps it, a dead one does not.
+    LockCoherent,
+    /// Locks do not hold between the hosts: the old owner is turned off.
+    Command,
 }
 
 /// One attempt: its number, and the epoch it is for.
@@ -115,6 +141,8 @@ pub struct Host {
     pub suspended: bool,
     /// It could not renew its lease, and has stopped serving.
     pub lapsed: bool,
+    /// It has claimed the disk of one that it had turned off, and is to look whether that is back.
+    pub outlasts: bool,
 }
 
 /// A machine's ring.
@@ -142,9 +170,10 @@ pub struct World {
     /// One that was not the disk's got it.
     pub stolen: bool,
     /// Of a shared disk, the owner of each epoch from 1 on.
-    pub claims: Vec<u8>,
-    /// Which daemon has the lock of the shared image.
+    pub claims: Vec<Claim>,
+    /// Which daemon has the lock of the shared image, where locks hold between the hosts.
     pub lock: Option<usize>,
+    pub fence: Fence,
     pub takeovers: u8,
 }
 
@@ -168,6 +197,7 @@ impl Host {
             expected: None,
             suspended: false,
             lapsed: false,
+            outlasts: false,
         }
     }
 
@@ -212,7 +242,9 @@ impl Host {
 }
 
 impl World {
-    pub fn new(shared: bool) -> World {
+    pub fn new(shared: Option<Shared>) -> World {
+        let fence = shared.map_or(Fence::LockCoherent, |shared| shared.fence);
+        let locks = shared.is_some() && fence == Fence::LockCoherent;
         let serving = Phase::Serving {
             epoch: 1,
             through: None,
@@ -230,8 +262,9 @@ impl World {
             faults: 0,
             pulled: false,
             stolen: false,
-            claims: if shared { vec![0] } else { Vec::new() },
-            lock: shared.then_some(0),
+            claims: shared.iter().map(|_| Claim::default()).collect(),
+            lock: locks.then_some(0),
+            fence,
             takeovers: 0,
         }
     }

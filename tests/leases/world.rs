@@ -33,10 +33,11 @@ pub struct Seen {
     pub kills: u64,
     pub stops: u64,
     pub outlasted: u64,
+    pub unfinished: u64,
 }
 
 impl Seen {
-    fn all(&self) -> [u64; 10] {
+    fn all(&self) -> [u64; 11] {
         [
             self.takeovers,
             self.lost_claims,
@@ -48,6 +49,7 @@ impl Seen {
             self.kills,
             self.stops,
             self.outlasted,
+            self.unfinished,
         ]
     }
 
@@ -62,6 +64,7 @@ impl Seen {
         self.kills += other.kills;
         self.stops += other.stops;
         self.outlasted += other.outlasted;
+        self.unfinished += other.unfinished;
     }
 
     pub fn is_everything(&self) -> bool {
@@ -93,8 +96,10 @@ struct Host {
     state: State,
     serves: bool,
     todo: VecDeque<Step>,
-    /// The owner before, and how far its beats were when it was turned off.
-    from: Option<(usize, u64)>,
+    /// The owner before, and its last beat when its lease was found to be over.
+    from: Option<(usize, Option<u64>)>,
+    /// It has claimed the disk, and is to look whether that owner is back.
+    claimed: bool,
 }
 
 #[derive(Debug)]
@@ -115,6 +120,7 @@ fn link(here: usize) -> Link {
     Link {
         owner: DaemonId(Uuid::from_u128(here as u128)),
         address: String::new(),
+        through: None,
     }
 }
 
@@ -165,6 +171,7 @@ impl World {
             serves: false,
             todo: VecDeque::new(),
             from: None,
+            claimed: false,
         };
         let hosts = (0..HOSTS).map(|here| host(&mut rng, here == 0)).collect();
         World {
@@ -254,6 +261,7 @@ impl World {
         host.watched = None;
         host.todo.clear();
         host.from = None;
+        host.claimed = false;
     }
 
     fn start(&mut self, here: usize) {
@@ -290,7 +298,9 @@ impl World {
             self.guard(here);
             self.write(here)?;
             self.beat(here)?;
-            if let Some(step) = self.hosts[here].todo.pop_front() {
+            if self.hosts[here].claimed {
+                self.outlast(here);
+            } else if let Some(step) = self.hosts[here].todo.pop_front() {
                 self.carry_out(here, step);
             }
         }
@@ -317,7 +327,8 @@ impl World {
         let others = (0..HOSTS).filter(|&other| other != here && self.hosts[other].serves);
         // A command has turned the other off; a stopped one still has the lock.
         let unlocked = self.fence == Fence::Lock && self.lock != Some(here);
-        if others.clone().any(|other| self.runs(other)) || unlocked {
+        let counts = |other| self.fence == Fence::Command || self.runs(other);
+        if others.clone().any(counts) || unlocked {
             return Err(format!("two hosts serve, {here} is one: {self:?}"));
         }
         let epoch = self.hosts[here].state.phase.epoch();
@@ -376,6 +387,7 @@ impl World {
             return Ok(());
         }
         if owner == here {
+            self.fence_again(here, epoch);
             self.begin(here, epoch);
             return Ok(());
         }
@@ -405,11 +417,26 @@ impl World {
             }
             self.tell(here, "has the owner turned off");
             self.seen.fenced += 1;
-            self.hosts[here].from = Some((owner, self.beats[owner]));
+            let watched = self.hosts[here].watched.as_ref();
+            let counter = watched.and_then(|(_, watch)| watch.counter());
+            self.hosts[here].from = Some((owner, counter));
             self.off(owner);
         }
         self.begin(here, epoch);
         Ok(())
+    }
+
+    /// An earlier run made the claim (`Datastore::unfinished`).
+    fn fence_again(&mut self, here: usize, epoch: u64) {
+        let Some(before) = usize::try_from(epoch).unwrap().checked_sub(2) else {
+            return;
+        };
+        let owner = self.claims.borrow()[before];
+        if self.fence == Fence::Command && owner != here {
+            self.tell(here, "has whom it took the disk from turned off again");
+            self.seen.unfinished += 1;
+            self.off(owner);
+        }
     }
 
     fn begin(&mut self, here: usize, epoch: u64) {
@@ -419,8 +446,9 @@ impl World {
 
     /// As `Datastore::outlast`.
     fn outlast(&mut self, here: usize) {
+        self.hosts[here].claimed = false;
         if let Some((owner, before)) = self.hosts[here].from.take()
-            && self.beats[owner] != before
+            && Some(self.beats[owner]) != before
         {
             self.tell(here, "has the owner turned off again, as it is back");
             self.seen.outlasted += 1;
@@ -441,7 +469,7 @@ impl World {
             }
             Step::Claim { epoch, .. } => match shared::claim(self, epoch, &link(here), None) {
                 Ok(()) => {
-                    self.outlast(here);
+                    self.hosts[here].claimed = true;
                     false
                 }
                 Err(ClaimError::Taken { .. } | ClaimError::Failed { .. }) => {

@@ -568,9 +568,9 @@ impl Session<'_> {
             match (step, shared) {
                 (Step::Flush, _) => self.flush()?,
                 (Step::Take, Some(image)) => image.take()?,
-                (Step::Claim { epoch, .. }, Some(image)) => {
+                (Step::Claim { epoch, through, .. }, Some(image)) => {
                     image
-                        .claim(epoch, None)
+                        .claim(epoch, through, None)
                         .map_err(|error| self.lost(&error))?;
                 }
                 (Step::Record(_), _) => {

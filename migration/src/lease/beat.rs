@@ -38,7 +38,7 @@ pub struct Beat {
 }
 
 /// A lease as its holder sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Holder {
     lease_ns: u64,
     /// When the last renewal that succeeded was begun.
@@ -72,7 +72,7 @@ impl Holder {
 }
 
 /// Another host's lease, as far as its beats tell.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Observer {
     counter: Option<u64>,
     looked_ns: Option<u64>,
@@ -93,6 +93,11 @@ impl Observer {
         } else {
             self.silent_ns = self.silent_ns.saturating_add(gap);
         }
+    }
+
+    /// The newest counter that was seen.
+    pub fn counter(&self) -> Option<u64> {
+        self.counter
     }
 
     /// How long it has been silent, as far as that was watched.

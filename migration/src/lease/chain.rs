@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::DaemonId;
+use crate::ids::{DaemonId, MigrationId};
 
 /// A claim is a line; a file beyond this is none.
 const CLAIM_BYTES_MAX: u64 = 4096;
@@ -33,6 +33,9 @@ pub struct Link {
     pub owner: DaemonId,
     /// Where its peers reach it.
     pub address: String,
+    /// The move by which the epoch came to it; none for a new disk and a takeover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<MigrationId>,
 }
 
 /// What came of a claim.
@@ -237,6 +240,7 @@ mod tests {
         Link {
             owner: DaemonId(Uuid::from_u128(n)),
             address: format!("host{n}:7077"),
+            through: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::MutexGuard;
 
 use super::chain::{self, Claimed, Link, Shelf};
-use crate::ids::DaemonId;
+use crate::ids::{DaemonId, MigrationId};
 
 /// Why an epoch is not this daemon's.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +33,14 @@ pub trait SharedDisk: Send + Sync {
     /// with the claims: there are several who may want the disk at the same time.
     fn alone(&self) -> MutexGuard<'_, ()>;
 
-    /// Claims an epoch for this daemon; that `peer` has it will do as well.
-    fn claim(&self, epoch: u64, peer: Option<DaemonId>) -> Result<(), ClaimError>;
+    /// Claims an epoch for this daemon, which comes to it through a move or a takeover; that `peer`
+    /// has it through the same move will do as well.
+    fn claim(
+        &self,
+        epoch: u64,
+        through: Option<MigrationId>,
+        peer: Option<DaemonId>,
+    ) -> Result<(), ClaimError>;
 
     /// Puts the image under the device, which is held: opens it with its lock. An error while
     /// another process has the lock, after the time that requests of a dead one take to land.
@@ -56,7 +62,7 @@ pub fn claim(
         Ok(Claimed::Lost {
             epoch: newest,
             link,
-        }) if newest == epoch && Some(link.owner) == peer => Ok(()),
+        }) if newest == epoch && Some(link.owner) == peer && link.through == me.through => Ok(()),
         Ok(Claimed::Lost { epoch, link }) => Err(ClaimError::Taken { epoch, link }),
         Err(source) => Err(ClaimError::Failed { epoch, source }),
     }

@@ -251,9 +251,13 @@ impl Resolver<'_> {
         for &step in steps {
             match step {
                 Step::Take => image.take().map_err(|error| failed(&error)).ok()?,
-                Step::Claim { epoch, or_peer } => {
+                Step::Claim {
+                    epoch,
+                    through,
+                    or_peer,
+                } => {
                     let peer = or_peer.then_some(self.peer.daemon);
-                    let Err(error) = image.claim(epoch, peer) else {
+                    let Err(error) = image.claim(epoch, through, peer) else {
                         continue;
                     };
                     // Claimed before, when it could not be recorded.
