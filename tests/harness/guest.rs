@@ -68,6 +68,11 @@ impl Qemu {
         Self::spawn(dir, name, machine, disks, Start::Incoming)
     }
 
+    /// Starts a QEMU that boots a guest, and does not wait for it.
+    pub fn boot(dir: &TestDir, name: &str, machine: &Machine, disks: &[&Path]) -> Check<Self> {
+        Self::spawn(dir, name, machine, disks, Start::Boot)
+    }
+
     fn spawn(
         dir: &TestDir,
         name: &str,
@@ -132,6 +137,24 @@ impl Qemu {
         let port = self.second_port.as_mut();
         let port = port.ok_or_else(|| Failure("this machine has one port".to_owned()))?;
         Ok((port, &mut self.process))
+    }
+
+    /// How many requests the guest has put into a queue of its first disk, and
+    /// how many of them were answered; none while the queue is not set up.
+    pub fn requests(&mut self, queue: u16) -> Check<(u64, u64)> {
+        let path = "/machine/peripheral/blk0/virtio-backend";
+        let asked = self.qmp.execute(
+            "x-query-virtio-queue-element",
+            &json!({ "path": path, "queue": queue }),
+        );
+        let rings = match asked {
+            Err(error) if error.0.contains("not initialized") => return Ok((0, 0)),
+            rings => rings?,
+        };
+        let index = |ring: &str| rings[ring]["idx"].as_u64();
+        index("avail")
+            .zip(index("used"))
+            .ok_or_else(|| Failure(format!("no indexes in {rings}")))
     }
 
     /// The process itself.
@@ -236,7 +259,7 @@ pub struct Guest {
 impl Guest {
     /// Starts a QEMU and waits until the guest listens to its command port.
     pub fn boot(dir: &TestDir, name: &str, machine: &Machine, disks: &[&Path]) -> Check<Self> {
-        let qemu = Qemu::spawn(dir, name, machine, disks, Start::Boot)?;
+        let qemu = Qemu::boot(dir, name, machine, disks)?;
         let mut guest = Self {
             qemu,
             commands_sent: 0,

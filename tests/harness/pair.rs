@@ -155,19 +155,8 @@ impl<'d> Pair<'d> {
 
     /// As [`Pair::prepare`], but that the QEMU is not told to listen yet.
     pub fn prepare_closed(&mut self) -> Check<Arrival> {
-        let there = 1 - self.here;
-        let path = self.image_path(there).display().to_string();
-        let queues = self.machine.queues;
-        let daemon = &self.daemons[there];
-        let socket = match daemon.disk(DISK)? {
-            Some(_) => daemon.socket(DISK),
-            None if self.options.shared_lease_ms.is_some() => {
-                daemon.add_shared(DISK, &path, queues, true)?
-            }
-            None => daemon.add_incoming(DISK, &path, queues, self.options.bytes)?,
-        };
-        self.qemus += 1;
-        let name = format!("{}-{}", SIDES[there], self.qemus);
+        let socket = self.stand_by()?;
+        let name = self.next_name(1 - self.here);
         let qemu = Qemu::incoming(self.dir, &name, &self.machine, &[&socket])?;
         // As for the daemons: freed before QEMU takes it.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -295,19 +284,40 @@ impl<'d> Pair<'d> {
         self.guest.qemu().process().kill()?;
         self.source().kill()?;
         self.here = 1 - self.here;
-        self.qemus += 1;
-        let name = format!("{}-{}", SIDES[self.here], self.qemus);
+        let name = self.next_name(self.here);
         let socket = self.daemons[self.here].socket(DISK);
         self.guest = Guest::boot(self.dir, &name, &self.machine, &[&socket])?;
         Ok(())
     }
 
-    /// Adds the shared disk at the other side, where it waits.
-    pub fn stand_by(&mut self) -> Check {
-        let path = self.image_path(1 - self.here).display().to_string();
+    /// Starts a QEMU at the other side, where the disk waits, that boots a
+    /// guest of its own. The guest here runs on.
+    pub fn boot_stranger(&mut self) -> Check<Qemu> {
+        let name = self.next_name(1 - self.here);
+        let socket = self.destination().socket(DISK);
+        Qemu::boot(self.dir, &name, &self.machine, &[&socket])
+    }
+
+    /// Adds the disk at the other side, where it waits, unless it is known
+    /// there. Returns its socket.
+    pub fn stand_by(&mut self) -> Check<PathBuf> {
+        let there = 1 - self.here;
+        let path = self.image_path(there).display().to_string();
         let queues = self.machine.queues;
-        self.destination().add_shared(DISK, &path, queues, true)?;
-        Ok(())
+        let daemon = &self.daemons[there];
+        match daemon.disk(DISK)? {
+            Some(_) => Ok(daemon.socket(DISK)),
+            None if self.options.shared_lease_ms.is_some() => {
+                daemon.add_shared(DISK, &path, queues, true)
+            }
+            None => daemon.add_incoming(DISK, &path, queues, self.options.bytes),
+        }
+    }
+
+    /// The name of one more QEMU at a side.
+    fn next_name(&mut self, side: usize) -> String {
+        self.qemus += 1;
+        format!("{}-{}", SIDES[side], self.qemus)
     }
 
     /// Takes note that the guest has moved.
