@@ -9,7 +9,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::state::{Departed, Ring, State};
 use super::{BlkDevice, Refusal, invalid};
 use crate::blk::config::feature;
-use crate::blk::queue::BlkQueue;
 use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap};
 use crate::vring::RingAddress;
@@ -129,13 +128,7 @@ impl BlkDevice {
             state.rings[at].call = call;
             return Ok(());
         }
-        self.disk.with_queue(at, move |queue| {
-            let queue: &mut dyn std::any::Any = queue;
-            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
-                queue.ring_mut().set_call(call);
-            }
-        })?;
-        Ok(())
+        self.on_running(at, move |queue| queue.ring_mut().set_call(call))
     }
 
     pub(in crate::blk) fn set_err(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
@@ -146,13 +139,7 @@ impl BlkDevice {
             state.rings[at].err = err;
             return Ok(());
         }
-        self.disk.with_queue(at, move |queue| {
-            let queue: &mut dyn std::any::Any = queue;
-            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
-                queue.ring_mut().set_err(err);
-            }
-        })?;
-        Ok(())
+        self.on_running(at, move |queue| queue.ring_mut().set_err(err))
     }
 
     pub(in crate::blk) fn set_enabled(&self, index: u32, enabled: bool) -> Result<(), Refusal> {

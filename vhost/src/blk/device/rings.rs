@@ -41,14 +41,23 @@ impl BlkDevice {
         task: impl Fn(usize) -> Box<dyn FnOnce(&mut BlkQueue) + Send>,
     ) -> Result<(), Refusal> {
         for at in (0..state.rings.len()).filter(|&at| state.rings[at].running) {
-            let task = task(at);
-            self.disk.with_queue(at, move |queue| {
-                let queue: &mut dyn std::any::Any = queue;
-                if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
-                    task(queue);
-                }
-            })?;
+            self.on_running(at, task(at))?;
         }
+        Ok(())
+    }
+
+    /// Changes a running queue, and returns when its worker has.
+    pub(super) fn on_running(
+        &self,
+        at: usize,
+        task: impl FnOnce(&mut BlkQueue) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        self.disk.with_queue(at, move |queue| {
+            let queue: &mut dyn std::any::Any = queue;
+            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
+                task(queue);
+            }
+        })?;
         Ok(())
     }
 
