@@ -9,10 +9,13 @@ pub mod disks;
 mod fence;
 mod host;
 mod kept;
+mod open;
 mod order;
 pub mod place;
+mod remove;
 mod resize;
 mod shared;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,9 +35,10 @@ use crate::escalation::hooks::Hooks;
 use crate::events::{About, Events, What};
 use crate::migrate::Migrations;
 use crate::workers;
-use add::{Origin, Taken};
+use add::Origin;
 use datastore::Datastores;
 use disks::Served;
+use taken::Taken;
 
 /// A running daemon.
 pub struct Daemon {

@@ -16,6 +16,8 @@ mod crashes;
 mod escalation;
 #[path = "daemon/faults.rs"]
 mod faults;
+#[path = "daemon/hook.rs"]
+mod hook;
 #[path = "daemon/killed.rs"]
 mod killed;
 #[path = "daemon/moves.rs"]

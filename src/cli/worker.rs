@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{cell, show};
@@ -11,6 +12,13 @@ use crate::output;
 
 /// Time over which shares are measured.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What may be asked of the workers.
+#[derive(Subcommand)]
+pub enum WorkerCommand {
+    /// What each did with its time in the last half second, and since the start.
+    List,
+}
 
 /// Two readings, as a share of time needs two.
 pub fn list(client: &mut Client) -> Done {

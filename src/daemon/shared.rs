@@ -16,9 +16,10 @@ use ferry_migration::phase::{Event, Phase};
 use uuid::Uuid;
 
 use super::Daemon;
-use super::add::{Opened, Origin};
+use super::add::Origin;
 use super::datastore::Datastore;
 use super::disks::Served;
+use super::open::Opened;
 use super::place::Place;
 use crate::config::DiskConfig;
 use crate::error::{Done, Failure};

@@ -110,9 +110,8 @@ fn a_disk_in_doubt_is_resolved_by_a_persons_word() {
         a,
         mut b,
     } = Pair::new();
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
-    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let mut guest = a.guest();
+    a.copy_to(&b);
     let word = |fenced: &str| a.run(&["migrate", "resolve", "d", "--fenced", fenced]);
     let nobody = "00000000-0000-0000-0000-000000000000";
     word(nobody).refused(&["not given up"]);

@@ -7,28 +7,18 @@ use crate::rig::{Guest, Pair};
 /// Long enough for the destination to have asked, more than once.
 const A_WHILE: Duration = Duration::from_millis(2500);
 
-/// Copies the disk and keeps the copy equal.
-fn prepare(pair: &Pair) {
-    let to = pair.b.peer();
-    let line = pair.a.run(&["migrate", "disk", "d", "--to", &to]).ok();
-    assert_eq!(line["in_sync"], true, "{line}");
-}
-
 #[test]
 fn a_vm_that_arrives_gets_its_disk() {
     let pair = Pair::new();
-    let mut guest = Guest::at(&pair.a.socket("d"));
-    guest.check();
-    prepare(&pair);
+    let mut guest = pair.a.guest();
+    pair.a.copy_to(&pair.b);
     guest.check();
     let mut guest = guest.goes_on_at(&pair.b.socket("d"));
     guest.check();
     assert_eq!(pair.b.phase(), "serving");
     pair.a.wait_phase("moved");
     // And back, the same way.
-    pair.b
-        .run(&["migrate", "disk", "d", "--to", &pair.a.peer()])
-        .ok();
+    pair.b.copy_to(&pair.a);
     let mut guest = guest.goes_on_at(&pair.a.socket("d"));
     guest.check();
     assert_eq!(pair.a.phase(), "serving");
@@ -38,8 +28,7 @@ fn a_vm_that_arrives_gets_its_disk() {
 fn a_vm_that_arrives_before_the_copy_is_equal_waits() {
     let pair = Pair::of(64 << 20);
     pair.b.add_incoming(64 << 20);
-    let mut guest = Guest::at(&pair.a.socket("d"));
-    guest.check();
+    let guest = pair.a.guest();
     let to = pair.b.peer();
     std::thread::scope(|scope| {
         let copy = scope.spawn(|| pair.a.run(&["migrate", "disk", "d", "--to", &to]));
@@ -55,9 +44,8 @@ fn a_vm_that_arrives_before_the_copy_is_equal_waits() {
 #[test]
 fn a_vm_that_boots_there_does_not_get_the_disk() {
     let pair = Pair::new();
-    let mut guest = Guest::at(&pair.a.socket("d"));
-    guest.check();
-    prepare(&pair);
+    let mut guest = pair.a.guest();
+    pair.a.copy_to(&pair.b);
     let mut fresh = Guest::at(&pair.b.socket("d"));
     assert!(fresh.read(A_WHILE).is_none(), "two hosts serve");
     guest.check();
@@ -73,7 +61,7 @@ fn a_vm_that_boots_there_does_not_get_the_disk() {
 #[test]
 fn rings_that_were_never_used_prove_nothing() {
     let pair = Pair::new();
-    prepare(&pair);
+    pair.a.copy_to(&pair.b);
     let mut fresh = Guest::at(&pair.b.socket("d"));
     assert!(fresh.read(A_WHILE).is_none(), "granted without a proof");
     assert_eq!(pair.a.phase(), "serving");
@@ -86,9 +74,8 @@ fn rings_that_were_never_used_prove_nothing() {
 #[test]
 fn after_a_hand_back_the_disk_follows_from_where_the_vm_is_then() {
     let pair = Pair::new();
-    let mut guest = Guest::at(&pair.a.socket("d"));
-    guest.check();
-    prepare(&pair);
+    let mut guest = pair.a.guest();
+    pair.a.copy_to(&pair.b);
     let bases = guest.stop();
     pair.a.run(&["migrate", "release", "d"]).ok();
     assert_eq!(pair.b.phase(), "granted");
@@ -96,7 +83,7 @@ fn after_a_hand_back_the_disk_follows_from_where_the_vm_is_then() {
     guest.resume(&bases);
     guest.check();
     guest.check();
-    prepare(&pair);
+    pair.a.copy_to(&pair.b);
     let mut guest = guest.goes_on_at(&pair.b.socket("d"));
     guest.check();
     assert_eq!(pair.b.phase(), "serving");
@@ -106,14 +93,13 @@ fn after_a_hand_back_the_disk_follows_from_where_the_vm_is_then() {
 fn a_disk_whose_vmm_is_gone_goes_by_a_persons_word() {
     for (boots, forgotten) in [(false, false), (true, false), (false, true)] {
         let mut pair = Pair::new();
-        let mut guest = Guest::at(&pair.a.socket("d"));
-        guest.check();
+        let guest = pair.a.guest();
         let (guest, bases) = guest.departs();
         if forgotten {
             // Where the rings stopped is in no record.
             pair.a.restart();
         }
-        prepare(&pair);
+        pair.a.copy_to(&pair.b);
         pair.a.run(&["migrate", "commit", "d"]).ok();
         // Paused, it went on its way; or it is shut down, and another boots.
         let mut guest = if boots {

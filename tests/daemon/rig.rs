@@ -276,11 +276,25 @@ impl Host {
         });
     }
 
-    /// Copies disk `d` and hands it over; nobody has used it at `other` then.
-    pub fn hand_over(&self, other: &Host) {
+    /// A guest of disk `d`, which it has found to be served.
+    #[track_caller]
+    pub fn guest(&self) -> Guest {
+        let mut guest = Guest::at(&self.socket("d"));
+        guest.check();
+        guest
+    }
+
+    /// Copies disk `d` and keeps the copy equal.
+    #[track_caller]
+    pub fn copy_to(&self, other: &Host) {
         let to = other.peer();
         let line = self.run(&["migrate", "disk", "d", "--to", &to]).ok();
         assert_eq!(line["in_sync"], true, "{line}");
+    }
+
+    /// Copies disk `d` and hands it over; nobody has used it at `other` then.
+    pub fn hand_over(&self, other: &Host) {
+        self.copy_to(other);
         self.run(&["migrate", "release", "d"]).ok();
     }
 

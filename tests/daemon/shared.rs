@@ -1,12 +1,12 @@
 //! Two daemons on one datastore: moves without a copy, leases, takeovers.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::hook::program;
 use crate::rig::{Guest, Host, MIB, eventually, image, text};
 
 /// Long enough for a lease to run out and a takeover to follow, had there been one.
@@ -30,9 +30,7 @@ impl Shared {
         let dir = tempfile::tempdir().unwrap();
         let datastore = dir.path().join("datastore");
         fs::create_dir(&datastore).unwrap();
-        let more = format!(
-            "[[datastore]]\npath = {datastore:?}\nfence = \"{fence}\"\nlease_ms = 500\nio_ms = 100\n{more}"
-        );
+        let more = format!("{}{more}", section(&datastore, fence));
         let a = Host::with(dir.path(), "a", "", &more);
         let b = Host::with(dir.path(), "b", "", &more);
         let path = datastore.join("d.raw");
@@ -54,6 +52,13 @@ impl Shared {
     }
 }
 
+/// With leases that a test can wait for.
+fn section(datastore: &Path, fence: &str) -> String {
+    format!(
+        "[[datastore]]\npath = {datastore:?}\nfence = \"{fence}\"\nlease_ms = 500\nio_ms = 100\n"
+    )
+}
+
 fn lease(host: &Host) -> Value {
     host.run(&["lease", "show", "d"]).ok()["leases"][0].clone()
 }
@@ -72,10 +77,8 @@ fn wait_lease(host: &Host, state: &str) -> Value {
 fn shared_disk_moves_without_a_copy() {
     let shared = Shared::new("none");
     let Shared { a, b, image, .. } = &shared;
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
-    let line = a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
-    assert_eq!(line["in_sync"], true, "{line}");
+    let guest = a.guest();
+    a.copy_to(b);
     let mut guest = guest.goes_on_at(&b.socket("d"));
     guest.check();
     a.wait_phase("moved");
@@ -86,7 +89,7 @@ fn shared_disk_moves_without_a_copy() {
     assert_eq!(wait_lease(b, "held")["epoch"], 2);
     assert_eq!(wait_lease(a, "elsewhere")["epoch"], 2);
     // And back, after which neither restart changes anything.
-    b.run(&["migrate", "disk", "d", "--to", &a.peer()]).ok();
+    b.copy_to(a);
     let mut guest = guest.goes_on_at(&a.socket("d"));
     guest.check();
     b.wait_phase("moved");
@@ -102,9 +105,8 @@ fn shared_disk_moves_without_a_copy() {
 fn shared_disk_is_handed_back() {
     let shared = Shared::new("none");
     let (a, b) = (&shared.a, &shared.b);
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
-    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let mut guest = a.guest();
+    a.copy_to(b);
     let bases = guest.stop();
     a.run(&["migrate", "release", "d"]).ok();
     assert_eq!(b.phase(), "granted");
@@ -116,7 +118,7 @@ fn shared_disk_is_handed_back() {
     );
     assert_eq!(wait_lease(a, "held")["epoch"], 3);
     // What was returned is not what is served: another move is another claim.
-    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    a.copy_to(b);
     guest.goes_on_at(&b.socket("d")).check();
     assert_eq!(wait_lease(b, "held")["epoch"], 4);
 }
@@ -151,8 +153,7 @@ fn shared_disk_of_a_killed_host_is_taken_over() {
         dir: _dir,
         ..
     } = Shared::new("lock-coherent");
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
+    let _guest = a.guest();
     // The VM starts there when its disk does.
     let mut fresh = Guest::at(&b.socket("d"));
     assert!(fresh.read(A_WHILE).is_none(), "two hosts serve");
@@ -203,8 +204,7 @@ fn shared_disk_is_not_taken_over_without_a_fence() {
 fn shared_disk_of_a_stopped_host_waits_for_its_lock() {
     let shared = Shared::new("lock-coherent");
     let (a, b) = (&shared.a, &shared.b);
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
+    let mut guest = a.guest();
     a.signal("STOP");
     wait_lease(b, "over");
     // The process keeps what it may still write to.
@@ -228,8 +228,7 @@ fn fence_command_is_asked_first() {
         text(&said),
         text(&verdict)
     );
-    fs::write(&command, script).unwrap();
-    fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&command, &script);
     fs::write(&verdict, "1").unwrap();
     let Shared {
         mut a,
@@ -261,11 +260,7 @@ fn of_two_contenders_one_takes_over() {
         dir,
     } = Shared::new("lock-coherent");
     // It calls the datastore something else, and finds the same claims.
-    let more = format!(
-        "[[datastore]]\npath = {:?}\nfence = \"lock-coherent\"\nlease_ms = 500\nio_ms = 100\n",
-        dir.path()
-    );
-    let c = Host::with(dir.path(), "c", "", &more);
+    let c = Host::with(dir.path(), "c", "", &section(dir.path(), "lock-coherent"));
     c.add_as("d", &image, &["--shared", "--incoming"]).ok();
     a.kill();
     let serving = || [&b, &c].map(|host| host.phase() == "serving");
@@ -285,8 +280,7 @@ fn of_two_contenders_one_takes_over() {
 fn host_that_cannot_renew_stops_serving() {
     let shared = Shared::new("none");
     let (a, datastore) = (&shared.a, shared.image.parent().unwrap());
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
+    let mut guest = a.guest();
     // The datastore is gone, as far as the lease goes.
     let (claims, away) = (datastore.join(".ferry"), datastore.join("away"));
     fs::rename(&claims, &away).unwrap();
@@ -308,9 +302,8 @@ fn destination_that_dies_granted_does_not_keep_the_disk() {
         dir: _dir,
         ..
     } = Shared::new("lock-coherent");
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
-    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let mut guest = a.guest();
+    a.copy_to(&b);
     let bases = guest.stop();
     a.run(&["migrate", "release", "d"]).ok();
     assert_eq!(b.phase(), "granted");
@@ -332,9 +325,8 @@ fn released_disk_is_claimed_back_when_the_link_is_gone() {
         dir: _dir,
         ..
     } = Shared::new("none");
-    let mut guest = Guest::at(&a.socket("d"));
-    guest.check();
-    a.run(&["migrate", "disk", "d", "--to", &b.peer()]).ok();
+    let mut guest = a.guest();
+    a.copy_to(&b);
     let bases = guest.stop();
     // The grant reaches its host, and not its process.
     b.signal("STOP");
@@ -363,8 +355,7 @@ fn a_takeover_runs_the_hook() {
     let (hook, said) = (dir.path().join("hook"), dir.path().join("said"));
     let words = "$FERRY_EVENT $FERRY_DISK $FERRY_VM $FERRY_EPOCH $FERRY_FROM $FERRY_SOCKET";
     let script = format!("#!/bin/sh\necho {words} >>{}\n", text(&said));
-    fs::write(&hook, script).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    program(&hook, &script);
     let more = format!("[escalation]\nhook = {hook:?}\n[[vm]]\nname = \"web\"\ndisks = [\"d\"]\n");
     let shared = Shared::with("lock-coherent", &more);
     let Shared { mut a, b, .. } = shared;

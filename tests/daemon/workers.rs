@@ -1,6 +1,6 @@
 //! What the command says of workers, and how they are told to poll.
 
-use crate::rig::{Guest, Host, MIB, ferry, serving, text};
+use crate::rig::{Host, MIB, ferry, serving, text};
 
 #[test]
 fn workers_say_what_they_do() {
@@ -9,8 +9,7 @@ fn workers_say_what_they_do() {
     let path = dir.path().join("d.raw");
     crate::rig::image(&path, MIB);
     host.add_as("d", &path, &["--num-queues", "1"]).ok();
-    let mut guest = Guest::at(&host.socket("d"));
-    guest.check();
+    let _guest = host.guest();
     let list = host.run(&["worker", "list"]).ok();
     let worker = &list["workers"][0];
     assert_eq!(worker["queues"], 1, "{list}");

@@ -45,12 +45,7 @@ fn moves(dir: &TestDir, count: u32) -> Check {
         pair.ensure_phases("serving", "moved")?;
         pair.guest.ensure_no_disk_errors()?;
     }
-    let report = verifier.finish(&mut pair.guest)?;
-    println!(
-        "{} operations, {} sectors read again",
-        report.ops, report.sectors_checked
-    );
-    Ok(())
+    verifier.finish_aloud(&mut pair.guest)
 }
 
 /// The same in one command, which drives both QEMUs itself: the destination's

@@ -37,12 +37,7 @@ fn there_and_back(dir: &TestDir) -> Check {
         pair.ensure_phases("serving", "moved")?;
         pair.guest.ensure_no_disk_errors()?;
     }
-    let report = verifier.finish(&mut pair.guest)?;
-    println!(
-        "{} operations, {} sectors read again",
-        report.ops, report.sectors_checked
-    );
-    Ok(())
+    verifier.finish_aloud(&mut pair.guest)
 }
 
 /// A guest that arrives paused starts no ring, so nothing says that it has arrived.

@@ -82,39 +82,35 @@ pub fn read(image: &Path) -> io::Result<Option<Uuid>> {
 
 /// Writes the disk's uuid to its image. Without effect where the file system has no attributes.
 pub fn write(image: &Path, disk: Uuid) -> io::Result<()> {
-    match setxattr(
-        image,
-        NAME,
-        disk.to_string().as_bytes(),
-        XattrFlags::empty(),
-    ) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    put(image, NAME, disk)
 }
 
 /// Takes it off again, durably.
 pub fn remove(image: &Path) -> io::Result<()> {
-    match removexattr(image, NAME) {
-        Ok(()) => File::open(image)?.sync_all(),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    take_off(image, NAME)
 }
 
 /// Says that the image is a copy of `disk` that arrives. If the daemon dies before its record says so
 /// too, the next one knows that it is nobody's data.
 pub fn mark_copy(image: &Path, disk: Uuid) -> io::Result<()> {
+    put(image, COPY, disk)
+}
+
+/// Takes that back, durably: the copy is about to be the disk.
+pub fn unmark_copy(image: &Path) -> io::Result<()> {
+    take_off(image, COPY)
+}
+
+fn put(image: &Path, attribute: &str, disk: Uuid) -> io::Result<()> {
     let disk = disk.to_string();
-    match setxattr(image, COPY, disk.as_bytes(), XattrFlags::empty()) {
+    match setxattr(image, attribute, disk.as_bytes(), XattrFlags::empty()) {
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Takes that back, durably: the copy is about to be the disk.
-pub fn unmark_copy(image: &Path) -> io::Result<()> {
-    match removexattr(image, COPY) {
+fn take_off(image: &Path, attribute: &str) -> io::Result<()> {
+    match removexattr(image, attribute) {
         Ok(()) => File::open(image)?.sync_all(),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),

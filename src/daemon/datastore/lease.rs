@@ -1,0 +1,88 @@
+//! This host's lease: it is renewed, it is watched, and without it nothing is served.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ferry_migration::lease::beat::Heart;
+
+use super::{Datastore, lock, now_ns};
+use crate::daemon::disks::Served;
+use crate::daemon::shared::SharedImage;
+
+impl Datastore {
+    /// Beats, until it is over.
+    pub(super) fn renew(&self, mut heart: Heart) {
+        loop {
+            let began = now_ns();
+            let renewed = heart.renew();
+            match &renewed {
+                Ok(()) => lock(&self.holder).renewed(began),
+                Err(error) => tracing::warn!(datastore = %self.root().display(), %error,
+                    "the lease cannot be renewed"),
+            }
+            *lock(&self.trouble) = renewed.err().map(|error| error.to_string());
+            self.look_now();
+            if self.daemon.strong_count() == 0 || !self.pause(self.lease() / 5) {
+                return;
+            }
+        }
+    }
+
+    /// Looks whether the lease holds, and suspends the disks when it does not.
+    pub(super) fn guard(&self) {
+        while self.pause(self.lease() / 20) {
+            let Some(daemon) = self.daemon.upgrade() else {
+                return;
+            };
+            if lock(&self.holder).holds(now_ns()) {
+                continue;
+            }
+            let disks = self.disks(&daemon);
+            for (served, _) in &disks {
+                if let Err(error) = served.device.disk().suspend(true) {
+                    tracing::error!(disk = %served.config.id, %error, "a disk is not suspended");
+                }
+            }
+            for (served, shared) in disks {
+                if !shared.lapsed.swap(true, Ordering::AcqRel) && served.ownership.may_serve() {
+                    tracing::error!(disk = %served.config.id, datastore = %self.root().display(),
+                        "the lease on the datastore is not renewed: the disk is not served until \
+                         it is");
+                }
+            }
+        }
+    }
+
+    /// What lapsed, or has just begun, is served while the lease holds.
+    pub(super) fn serve_again(&self, served: &Arc<Served>, shared: &SharedImage, epoch: u64) {
+        if !shared.lapsed.load(Ordering::Acquire) {
+            return;
+        }
+        if !lock(&self.holder).holds(now_ns()) {
+            // Whoever takes it over waits for the lock.
+            if served.image().is_some() && served.device.disk().is_open() {
+                let _arrival = served.arrival();
+                if let Err(error) = served.release_lapsed() {
+                    tracing::error!(disk = %served.config.id, %error, "the image stays open");
+                }
+            }
+            return;
+        }
+        if let Err(why) = served.retake() {
+            tracing::warn!(disk = %served.config.id, why, "the disk is not served again yet");
+            return;
+        }
+        // Under the lock, where that counts between hosts: nobody was faster.
+        if !matches!(shared.newest(), Ok(Some((newest, _))) if newest == epoch) {
+            return;
+        }
+        // It may have waited long for the lock.
+        if !lock(&self.holder).holds(now_ns()) {
+            return;
+        }
+        shared.lapsed.store(false, Ordering::Release);
+        if let Err(error) = served.device.disk().suspend(false) {
+            tracing::error!(disk = %served.config.id, %error, "the disk is not served again");
+        }
+    }
+}
