@@ -217,38 +217,89 @@ fn shared_disk_of_a_stopped_host_waits_for_its_lock() {
     assert_eq!(lease(a)["epoch"], 1);
 }
 
+/// A command that says no until it is told otherwise.
+struct Fence {
+    dir: tempfile::TempDir,
+}
+
+impl Fence {
+    fn new() -> Fence {
+        let fence = Fence {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let script = format!(
+            "#!/bin/sh\necho \"$FERRY_DISK $FERRY_OWNER $FERRY_ADDRESS\" >>{}\nexit $(cat {})\n",
+            text(&fence.file("said")),
+            text(&fence.file("verdict"))
+        );
+        program(&fence.file("fence"), &script);
+        fence.says(1);
+        fence
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn setting(&self) -> String {
+        format!("command:{}", text(&self.file("fence")))
+    }
+
+    fn says(&self, verdict: u8) {
+        fs::write(self.file("verdict"), verdict.to_string()).unwrap();
+    }
+
+    /// Waits until it was run for disk `d` of that owner.
+    fn wait_asked(&self, owner: &str, at: &Host) {
+        eventually("the fence is asked", || self.file("said").exists());
+        let words = fs::read_to_string(self.file("said")).unwrap();
+        let wanted = format!("d {owner} {}", at.peer());
+        assert!(words.starts_with(&wanted), "{words}");
+    }
+}
+
 #[test]
 fn fence_command_is_asked_first() {
-    let dir = tempfile::tempdir().unwrap();
-    let said = dir.path().join("said");
-    let verdict = dir.path().join("verdict");
-    let command = dir.path().join("fence");
-    let script = format!(
-        "#!/bin/sh\necho \"$FERRY_DISK $FERRY_OWNER $FERRY_ADDRESS\" >>{}\nexit $(cat {})\n",
-        text(&said),
-        text(&verdict)
-    );
-    program(&command, &script);
-    fs::write(&verdict, "1").unwrap();
+    let fence = Fence::new();
     let Shared {
         mut a,
         b,
         dir: _dir,
         ..
-    } = Shared::new(&format!("command:{}", text(&command)));
+    } = Shared::new(&fence.setting());
     let owner = lease(&a)["owner"].as_str().unwrap().to_owned();
     a.kill();
-    eventually("the fence is asked", || said.exists());
+    fence.wait_asked(&owner, &a);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(b.phase(), "vacant", "taken over though the fence said no");
-    let words = fs::read_to_string(&said).unwrap();
-    assert!(
-        words.starts_with(&format!("d {owner} {}", a.peer())),
-        "{words}"
-    );
-    fs::write(&verdict, "0").unwrap();
+    fence.says(0);
     b.wait_phase("serving");
     Guest::at(&b.socket("d")).check();
+}
+
+/// A daemon that died between its claim and its record does not know whether the owner that it had
+/// turned off was back by then.
+#[test]
+fn owner_is_fenced_again_for_a_claim_that_was_not_recorded() {
+    let fence = Fence::new();
+    let mut shared = Shared::new(&fence.setting());
+    let owner = lease(&shared.a)["owner"].as_str().unwrap().to_owned();
+    shared.b.kill();
+    let claims = shared.image.parent().unwrap().join(".ferry");
+    let disk = lease(&shared.a)["disk"].as_str().unwrap().to_owned();
+    let id = fs::read_to_string(shared.b.dir.join("state/daemon-id")).unwrap();
+    let claim = fs::read_to_string(claims.join(format!("{disk}.1"))).unwrap();
+    let claim = claim.replace(&owner, id.trim());
+    fs::write(claims.join(format!("{disk}.2")), claim).unwrap();
+    shared.a.wait_phase("taken over");
+    shared.b.start();
+    fence.wait_asked(&owner, &shared.a);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_ne!(shared.b.phase(), "serving", "though the fence said no");
+    fence.says(0);
+    shared.b.wait_phase("serving");
+    assert_eq!(lease(&shared.b)["epoch"], 3);
+    Guest::at(&shared.b.socket("d")).check();
 }
 
 #[test]

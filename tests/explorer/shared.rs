@@ -143,6 +143,21 @@ pub fn possible(
     );
 }
 
+/// Whether the newest claim is that of a grant which was handed back.
+fn is_returned(world: &World, here: usize, epoch: u64) -> bool {
+    let claim = world.claims[at(epoch)];
+    match world.hosts[here].phase() {
+        Phase::Returned {
+            migration,
+            epoch: at,
+        } => {
+            let attempt = Attempt::of(migration, at);
+            at == epoch && usize::from(claim.owner) == here && claim.through == attempt.number
+        }
+        _ => false,
+    }
+}
+
 /// As `Datastore::tend_disk` has it.
 pub fn may_take_over(world: &World, here: usize) -> bool {
     let (epoch, owner) = newest(world);
@@ -151,7 +166,7 @@ pub fn may_take_over(world: &World, here: usize) -> bool {
         Phase::Serving { .. } | Phase::Granted { .. } | Phase::Incoming { .. } => false,
         Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => false,
         // Handed back: it is the source's to claim the next.
-        Phase::Returned { epoch: at, .. } if owner == here && at == epoch => !other.runs(),
+        _ if is_returned(world, here, epoch) => !other.runs(),
         _ if owner == here => true,
         _ => !other.runs() || other.lapsed,
     }
@@ -227,9 +242,7 @@ fn old(world: &World, here: usize, epoch: u64) -> Option<Old> {
     }
     let other = 1 - here;
     let mine = has(world, here, epoch);
-    let returned = matches!(world.hosts[here].phase(), Phase::Returned { epoch: at, .. }
-        if at == epoch);
-    if !mine || returned {
+    if !mine || is_returned(world, here, epoch) {
         return Some(Old::Silent);
     }
     let by_takeover = world.claims[at(epoch)].through == 0;

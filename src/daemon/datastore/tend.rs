@@ -13,9 +13,11 @@ use crate::daemon::Daemon;
 use crate::daemon::disks::Served;
 use crate::daemon::shared::SharedImage;
 
-/// Whether the newest claim is that of a grant which was handed back.
-fn is_returned(phase: Phase, epoch: u64) -> bool {
-    matches!(phase, Phase::Returned { epoch: at, .. } if at == epoch)
+/// Whether the newest claim, which is this daemon's, is that of a grant which was handed back. A takeover
+/// of the same epoch that could not be recorded is none.
+fn is_returned(phase: Phase, epoch: u64, claim: &Link) -> bool {
+    matches!(phase, Phase::Returned { migration, epoch: at }
+        if at == epoch && claim.through == Some(migration))
 }
 
 impl Datastore {
@@ -58,7 +60,7 @@ impl Datastore {
         let (epoch, mut link) = newest?;
         let record = served.ownership.record();
         if shared.is_mine(&link)
-            && is_returned(record.state.phase, epoch)
+            && is_returned(record.state.phase, epoch, &link)
             && let Some(peer) = record.peer
         {
             // It is the source's, that has yet to claim it.
@@ -107,11 +109,13 @@ impl Datastore {
             // Given up, and not taken yet: its resolver's matter.
             Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => {}
             // Claimed by an earlier run of this daemon, and not recorded.
-            _ if mine && !is_returned(phase, epoch) => match self.unfinished(shared, epoch, link) {
-                Ok(old) => self.take_over_soon(daemon, served, shared, epoch, old),
-                Err(error) => tracing::warn!(disk = %served.config.id, %error,
+            _ if mine && !is_returned(phase, epoch, link) => {
+                match self.unfinished(shared, epoch, link) {
+                    Ok(old) => self.take_over_soon(daemon, served, shared, epoch, old),
+                    Err(error) => tracing::warn!(disk = %served.config.id, %error,
                     "the disk's claims cannot be read"),
-            },
+                }
+            }
             _ if self.is_over(link.owner) && self.settings.fence == Fence::None => {
                 self.tell(served, link);
             }
