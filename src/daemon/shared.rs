@@ -1,7 +1,7 @@
 //! A disk on a datastore that other hosts serve disks from too.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use ferry_dataplane::backend::Store;
@@ -34,6 +34,10 @@ pub struct SharedImage {
     pub lapsed: AtomicBool,
     /// A takeover is under way.
     pub taking: AtomicBool,
+    /// No takeover by itself before that, after one that failed.
+    pub again_ns: AtomicU64,
+    /// When its claims were read last.
+    pub looked_ns: AtomicU64,
     turn: Mutex<()>,
 }
 
@@ -63,6 +67,11 @@ impl SharedImage {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// This daemon, as it signs its claims.
+    pub fn me(&self) -> &Link {
+        &self.me
     }
 
     pub fn is_mine(&self, link: &Link) -> bool {
@@ -147,6 +156,8 @@ impl Daemon {
             served: OnceLock::new(),
             lapsed: AtomicBool::new(true),
             taking: AtomicBool::new(false),
+            again_ns: AtomicU64::new(0),
+            looked_ns: AtomicU64::new(0),
             turn: Mutex::default(),
         });
         let restart = settle(&ownership, &shared, config)?;

@@ -447,7 +447,7 @@ fn kill(world: &mut World, here: usize) {
     host.serves = false;
     host.source = Source::Idle;
     host.todo.clear();
-    host.outlasts = false;
+    (host.outlasts, host.silent) = (false, false);
     let had = host.session.take();
     let link = world.link;
     if had.is_some() || link.is_some() {

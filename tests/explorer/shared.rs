@@ -6,7 +6,7 @@ use std::io;
 
 use ferry_migration::handover::{self, Datastore, Step};
 use ferry_migration::ids::DaemonId;
-use ferry_migration::lease::chain::{Link, Shelf};
+use ferry_migration::lease::chain::{self, Link, Shelf};
 use ferry_migration::lease::shared::{self, ClaimError};
 use ferry_migration::phase::{Event, Phase};
 use uuid::Uuid;
@@ -28,13 +28,6 @@ pub enum Move {
     TakeOver(usize),
     /// The VM here wants its disk back, and the other daemon does not answer.
     Reclaim(usize),
-}
-
-/// As in `src/daemon/datastore.rs`.
-enum Old {
-    Silent,
-    /// An earlier run of the daemon made the claim.
-    Claimed,
 }
 
 /// The claims as the production code sees them.
@@ -67,6 +60,7 @@ impl Shelf for Claims<'_> {
         let claim = Claim {
             owner: u8::try_from(link.owner.0.as_u128() - 1).unwrap(),
             through: link.through.map_or(0, number),
+            settled: false,
         };
         let free = claims.len() == at(epoch);
         if free {
@@ -79,6 +73,15 @@ impl Shelf for Claims<'_> {
         let claims = self.0.borrow();
         let claim = claims.get(at(epoch));
         Ok(claim.map(|claim| link(claim.owner.into(), claim.through)))
+    }
+
+    fn settle(&self, epoch: u64) -> io::Result<()> {
+        self.0.borrow_mut()[at(epoch)].settled = true;
+        Ok(())
+    }
+
+    fn is_settled(&self, epoch: u64) -> io::Result<bool> {
+        Ok(self.0.borrow()[at(epoch)].settled)
     }
 
     fn newest(&self) -> io::Result<Option<u64>> {
@@ -222,39 +225,46 @@ pub fn tend(world: &mut World, here: usize) {
     }
 }
 
+/// `Datastore::take_over`.
 pub fn take_over(world: &mut World, here: usize) {
-    let (epoch, _) = newest(world);
-    if old(world, here, epoch).is_some() {
+    let (newest, _) = newest(world);
+    let commands = world.fence == Fence::Command;
+    if commands && old(world, here, newest) {
         moves::power_off(world, 1 - here);
     }
+    let silent = !has(world, here, newest) || is_returned(world, here, newest);
+    let last = world.claims[at(newest)];
+    let fits = last.through == 0 && world.hosts[here].phase().epoch() < newest;
+    if commands && !silent {
+        world.claims[at(newest)].settled = true;
+    }
+    let epoch = newest + u64::from(silent || !fits);
     // A number that no migration has.
     let attempt = Attempt { number: 0, epoch };
     let host = &mut world.hosts[here];
-    let steps = handover::take_over(epoch + 1);
+    host.silent = silent;
+    let steps = handover::take_over(epoch);
     host.todo
         .extend(steps.into_iter().map(|step| (attempt, step)));
 }
 
-/// Who is turned off for a takeover, and whether its claim was made before.
-fn old(world: &World, here: usize, epoch: u64) -> Option<Old> {
-    if world.fence == Fence::LockCoherent {
-        return None;
-    }
+/// Those before an open claim, with the owner of `newest` if that is not this host's.
+fn old(world: &mut World, here: usize, newest: u64) -> bool {
     let other = 1 - here;
-    let mine = has(world, here, epoch);
-    if !mine || is_returned(world, here, epoch) {
-        return Some(Old::Silent);
-    }
-    let by_takeover = world.claims[at(epoch)].through == 0;
-    (by_takeover && epoch > 1 && has(world, other, epoch - 1)).then_some(Old::Claimed)
+    let silent = !has(world, here, newest) || is_returned(world, here, newest);
+    let claims = Claims(RefCell::new(&mut world.claims));
+    let before = chain::unsettled(&claims, newest, &link(here, 0)).unwrap();
+    silent || before.iter().any(|link| link.owner == daemon(other))
 }
 
 /// `Datastore::outlast`: who was turned off and is back is turned off again.
 pub fn outlast(world: &mut World, here: usize) {
     world.hosts[here].outlasts = false;
-    if world.hosts[1 - here].up {
+    if world.fence == Fence::Command && world.hosts[here].silent && world.hosts[1 - here].up {
         moves::power_off(world, 1 - here);
     }
+    let claim = world.claims.last_mut();
+    claim.expect("it was just made").settled = true;
 }
 
 fn take(world: &mut World, here: usize) -> bool {
@@ -297,14 +307,18 @@ pub fn carry_out(world: &mut World, here: usize, attempt: Attempt, step: Step) {
             or_peer,
         } => {
             let through = through.map_or(0, |migration| Attempt::of(migration, epoch).number);
-            let silent = matches!(old(world, here, epoch - 1), Some(Old::Silent));
             let claims = Claims(RefCell::new(&mut world.claims));
             let peer = or_peer.then_some(daemon(1 - here));
             match shared::claim(&claims, epoch, &link(here, through), peer) {
-                Ok(()) if attempt.number == 0 => world.hosts[here].outlasts = silent,
+                Ok(()) if attempt.number == 0 => world.hosts[here].outlasts = true,
                 Ok(()) => {}
                 Err(ClaimError::Taken { epoch, link }) => {
-                    lost(world, here, attempt, epoch, link.owner);
+                    let mine = link.owner == daemon(here) && attempt.number > 0;
+                    let next = epoch == attempt.epoch + 1;
+                    // `have_back`: claimed before, when it could not be recorded.
+                    if !(mine && next && link.through == Some(attempt.migration())) {
+                        lost(world, here, attempt, epoch, link.owner);
+                    }
                 }
                 Err(ClaimError::Failed { .. }) => give_up(world, here, attempt),
             }
@@ -328,13 +342,15 @@ fn give_up(world: &mut World, here: usize, attempt: Attempt) {
 
 fn lost(world: &mut World, here: usize, attempt: Attempt, epoch: u64, owner: DaemonId) {
     let host = &mut world.hosts[here];
+    // By a takeover that was not recorded: that is to be ended first.
+    let mine = owner == daemon(here);
     let granted_after_all = epoch == attempt.epoch && owner == daemon(1 - here);
     match host.phase() {
         Phase::Incoming { .. } => {
             host.record(Event::TakenOver { epoch });
         }
         Phase::Released { .. } | Phase::Handed { .. }
-            if attempt.number > 0 && !granted_after_all =>
+            if attempt.number > 0 && !granted_after_all && !mine =>
         {
             host.record(Event::TakenOver { epoch });
             host.source = Source::Idle;

@@ -40,6 +40,8 @@ pub struct Claim {
     pub owner: u8,
     /// The number of the attempt by which it came to be; 0 for a takeover.
     pub through: u8,
+    /// Nobody from before it serves any more.
+    pub settled: bool,
 }
 
 /// As in a datastore's configuration.
@@ -141,7 +143,9 @@ pub struct Host {
     pub suspended: bool,
     /// It could not renew its lease, and has stopped serving.
     pub lapsed: bool,
-    /// It has claimed the disk of one that it had turned off, and is to look whether that is back.
+    /// It takes the disk over from one that is silent; else it goes on with a claim of before.
+    pub silent: bool,
+    /// It has claimed the disk, and is to look whether that one is back.
     pub outlasts: bool,
 }
 
@@ -197,6 +201,7 @@ impl Host {
             expected: None,
             suspended: false,
             lapsed: false,
+            silent: false,
             outlasts: false,
         }
     }

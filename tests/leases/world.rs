@@ -8,7 +8,7 @@ use fastrand::Rng;
 use ferry_migration::handover::{self, Step};
 use ferry_migration::ids::DaemonId;
 use ferry_migration::lease::beat::{Holder, Observer};
-use ferry_migration::lease::chain::{Link, Shelf};
+use ferry_migration::lease::chain::{self, Link, Shelf};
 use ferry_migration::lease::shared::{self, ClaimError};
 use ferry_migration::phase::{Event, Phase, State, next};
 use uuid::Uuid;
@@ -33,7 +33,7 @@ pub struct Seen {
     pub kills: u64,
     pub stops: u64,
     pub outlasted: u64,
-    pub unfinished: u64,
+    pub unsettled: u64,
 }
 
 impl Seen {
@@ -49,7 +49,7 @@ impl Seen {
             self.kills,
             self.stops,
             self.outlasted,
-            self.unfinished,
+            self.unsettled,
         ]
     }
 
@@ -64,7 +64,7 @@ impl Seen {
         self.kills += other.kills;
         self.stops += other.stops;
         self.outlasted += other.outlasted;
-        self.unfinished += other.unfinished;
+        self.unsettled += other.unsettled;
     }
 
     pub fn is_everything(&self) -> bool {
@@ -108,8 +108,8 @@ pub struct World {
     fence: Fence,
     now: u64,
     hosts: Vec<Host>,
-    /// The owner of each epoch from 1 on.
-    claims: RefCell<Vec<usize>>,
+    /// The owner of each epoch from 1 on, and whether the claim is settled.
+    claims: RefCell<Vec<(usize, bool)>>,
     lock: Option<usize>,
     beats: [u64; HOSTS],
     traced: bool,
@@ -129,14 +129,24 @@ impl Shelf for World {
         let mut claims = self.claims.borrow_mut();
         let free = claims.len() as u64 + 1 == epoch;
         if free {
-            claims.push(usize::try_from(link.owner.0.as_u128()).unwrap());
+            let owner = usize::try_from(link.owner.0.as_u128()).unwrap();
+            claims.push((owner, false));
         }
         Ok(free)
     }
 
     fn read(&self, epoch: u64) -> io::Result<Option<Link>> {
         let at = usize::try_from(epoch).unwrap() - 1;
-        Ok(self.claims.borrow().get(at).map(|&owner| link(owner)))
+        Ok(self.claims.borrow().get(at).map(|&(owner, _)| link(owner)))
+    }
+
+    fn settle(&self, epoch: u64) -> io::Result<()> {
+        self.claims.borrow_mut()[usize::try_from(epoch).unwrap() - 1].1 = true;
+        Ok(())
+    }
+
+    fn is_settled(&self, epoch: u64) -> io::Result<bool> {
+        Ok(self.claims.borrow()[usize::try_from(epoch).unwrap() - 1].1)
     }
 
     fn newest(&self) -> io::Result<Option<u64>> {
@@ -183,7 +193,7 @@ impl World {
             rng,
             now: 1,
             hosts,
-            claims: RefCell::new(vec![0]),
+            claims: RefCell::new(vec![(0, false)]),
             lock: None,
             beats: [0; HOSTS],
             traced,
@@ -208,7 +218,7 @@ impl World {
 
     fn owner(&self) -> (u64, usize) {
         let claims = self.claims.borrow();
-        (claims.len() as u64, *claims.last().unwrap())
+        (claims.len() as u64, claims.last().unwrap().0)
     }
 
     /// One thing may go wrong.
@@ -387,7 +397,11 @@ impl World {
             return Ok(());
         }
         if owner == here {
-            self.fence_again(here, epoch);
+            self.turn_off_unsettled(here, epoch);
+            // Before anything else, as in `Datastore::take_over`.
+            if self.fence == Fence::Command {
+                self.settle(epoch).unwrap();
+            }
             self.begin(here, epoch);
             return Ok(());
         }
@@ -421,32 +435,37 @@ impl World {
             let counter = watched.and_then(|(_, watch)| watch.counter());
             self.hosts[here].from = Some((owner, counter));
             self.off(owner);
+            self.turn_off_unsettled(here, epoch);
         }
-        self.begin(here, epoch);
+        self.begin(here, epoch + 1);
         Ok(())
     }
 
-    /// An earlier run made the claim (`Datastore::unfinished`).
-    fn fence_again(&mut self, here: usize, epoch: u64) {
-        let Some(before) = usize::try_from(epoch).unwrap().checked_sub(2) else {
+    /// Those before an open claim.
+    fn turn_off_unsettled(&mut self, here: usize, newest: u64) {
+        if self.fence == Fence::Lock {
             return;
-        };
-        let owner = self.claims.borrow()[before];
-        if self.fence == Fence::Command && owner != here {
-            self.tell(here, "has whom it took the disk from turned off again");
-            self.seen.unfinished += 1;
+        }
+        for old in chain::unsettled(self, newest, &link(here)).unwrap() {
+            let owner = usize::try_from(old.owner.0.as_u128()).unwrap();
+            self.tell(here, "has one from before an open claim turned off");
+            self.seen.unsettled += 1;
             self.off(owner);
         }
     }
 
     fn begin(&mut self, here: usize, epoch: u64) {
         self.tell(here, "begins a takeover");
-        self.hosts[here].todo = handover::take_over(epoch + 1).into();
+        self.hosts[here].todo = handover::take_over(epoch).into();
     }
 
     /// As `Datastore::outlast`.
     fn outlast(&mut self, here: usize) {
         self.hosts[here].claimed = false;
+        let (epoch, owner) = self.owner();
+        if owner != here {
+            return; // lost since; its next step shows it
+        }
         if let Some((owner, before)) = self.hosts[here].from.take()
             && Some(self.beats[owner]) != before
         {
@@ -454,6 +473,7 @@ impl World {
             self.seen.outlasted += 1;
             self.off(owner);
         }
+        self.settle(epoch).unwrap();
     }
 
     fn carry_out(&mut self, here: usize, step: Step) {

@@ -8,6 +8,9 @@
 //! An epoch is claimed by creating its file exclusively, and only when the one before is there. No
 //! claim is ever changed or removed, so of all who want an epoch one gets it, and one who was asleep
 //! meanwhile finds it taken. The owner of the newest epoch is the one host that may serve the disk.
+//!
+//! A claim that comes of no move is *open* until its owner has made sure that whoever had the disk
+//! before serves it no more, and has said so beside it (`UUID.N.settled`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -58,6 +61,10 @@ pub trait Shelf {
     fn create_new(&self, epoch: u64, link: &Link) -> io::Result<bool>;
     /// Who has an epoch.
     fn read(&self, epoch: u64) -> io::Result<Option<Link>>;
+    /// Writes down, durably, that nobody from before this epoch serves the disk any more.
+    fn settle(&self, epoch: u64) -> io::Result<()>;
+    /// Whether that was written down.
+    fn is_settled(&self, epoch: u64) -> io::Result<bool>;
     /// The newest epoch that is claimed.
     fn newest(&self) -> io::Result<Option<u64>>;
 }
@@ -75,16 +82,36 @@ pub fn claim(shelf: &impl Shelf, epoch: u64, me: &Link) -> io::Result<Claimed> {
     }
     // It was there before, or another was faster.
     let newest = shelf.newest()?.unwrap_or(epoch);
-    let link = shelf
-        .read(newest)?
-        .ok_or_else(|| io::Error::other(format!("the claim of epoch {newest} is gone")))?;
-    if newest == epoch && link.owner == me.owner {
+    let link = read(shelf, newest)?;
+    if newest == epoch && link.owner == me.owner && link.through == me.through {
         return Ok(Claimed::Mine);
     }
     Ok(Claimed::Lost {
         epoch: newest,
         link,
     })
+}
+
+fn read(shelf: &impl Shelf, epoch: u64) -> io::Result<Link> {
+    let gone = || io::Error::other(format!("the claim of epoch {epoch} is gone"));
+    shelf.read(epoch)?.ok_or_else(gone)
+}
+
+/// Whoever had the disk before the owner of `newest` and may still serve it, newest first: the owner
+/// before an open claim, the one before that if that claim is open too, and so on.
+pub fn unsettled(shelf: &impl Shelf, newest: u64, me: &Link) -> io::Result<Vec<Link>> {
+    let mut owners: Vec<Link> = Vec::new();
+    for epoch in (2..=newest).rev() {
+        if read(shelf, epoch)?.through.is_some() || shelf.is_settled(epoch)? {
+            break;
+        }
+        let before = read(shelf, epoch - 1)?;
+        let known = |link: &Link| link.owner == before.owner;
+        if before.owner != me.owner && !owners.iter().any(known) {
+            owners.push(before);
+        }
+    }
+    Ok(owners)
 }
 
 /// Claims in files.
@@ -120,6 +147,10 @@ impl Dir {
     fn path(&self, epoch: u64) -> PathBuf {
         self.dir.join(format!("{}.{epoch}", self.disk))
     }
+
+    fn settled(&self, epoch: u64) -> PathBuf {
+        self.dir.join(format!("{}.{epoch}.settled", self.disk))
+    }
 }
 
 impl Shelf for Dir {
@@ -129,7 +160,7 @@ impl Shelf for Dir {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o640)
+            .mode(0o644)
             .open(&whole)?;
         let mut text = serde_json::to_vec(link)?;
         text.push(b'\n');
@@ -161,6 +192,17 @@ impl Shelf for Dir {
         serde_json::from_slice(&text).map(Some).map_err(|error| {
             io::Error::other(format!("{} is not a claim: {error}", path.display()))
         })
+    }
+
+    fn settle(&self, epoch: u64) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        options.mode(0o644).open(self.settled(epoch))?.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn is_settled(&self, epoch: u64) -> io::Result<bool> {
+        self.settled(epoch).try_exists()
     }
 
     fn newest(&self) -> io::Result<Option<u64>> {
@@ -268,6 +310,39 @@ mod tests {
             2,
             "nothing half-made stays"
         );
+    }
+
+    #[test]
+    fn an_open_claim_leads_to_those_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = Dir::new(dir.path(), Uuid::new_v4()).unwrap();
+        let through = |n, migration| Link {
+            through: Some(MigrationId(Uuid::from_u128(migration))),
+            ..link(n)
+        };
+        let before = |newest, me| {
+            let owners = unsettled(&claims, newest, &link(me)).unwrap();
+            owners.iter().map(|it| it.owner).collect::<Vec<_>>()
+        };
+        let who = |n| link(n).owner;
+        claim(&claims, 1, &link(1)).unwrap();
+        assert_eq!(before(1, 9), []);
+        claim(&claims, 2, &through(2, 7)).unwrap();
+        assert_eq!(before(2, 9), [], "the move has seen to it");
+        claim(&claims, 3, &link(3)).unwrap();
+        claim(&claims, 4, &link(1)).unwrap();
+        assert_eq!(before(4, 9), [who(3), who(2)]);
+        assert_eq!(before(4, 3), [who(2)], "of itself one knows");
+        claims.settle(4).unwrap();
+        assert_eq!(before(4, 9), []);
+        claim(&claims, 5, &link(2)).unwrap();
+        assert_eq!(before(5, 9), [who(1)]);
+        assert_eq!(
+            Dir::new(dir.path(), claims.disk).unwrap().newest().unwrap(),
+            Some(5)
+        );
+        // One's own claim by a takeover is not one's own by a move.
+        assert_ne!(claim(&claims, 5, &through(2, 7)).unwrap(), Claimed::Mine);
     }
 
     #[test]

@@ -261,8 +261,10 @@ impl Resolver<'_> {
                         continue;
                     };
                     // Claimed before, when it could not be recorded.
+                    let mine = matches!(&error, ClaimError::Taken { link, .. }
+                        if link.owner == self.ownership.daemon());
                     if matches!(&error, ClaimError::Taken { epoch, link }
-                        if link.owner == self.ownership.daemon()
+                        if mine && link.through == through
                             && Some(*epoch) == self.claim.epoch.checked_add(1))
                     {
                         continue;
@@ -272,6 +274,8 @@ impl Resolver<'_> {
                         failed(&error);
                     }
                     return match error {
+                        // By a takeover that was not recorded: that is to be ended first.
+                        _ if mine => None,
                         // Granted after all: it is the peer that has to say more.
                         ClaimError::Taken { epoch, link }
                             if epoch == self.claim.epoch && link.owner == self.peer.daemon =>

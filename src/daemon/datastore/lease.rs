@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use ferry_migration::lease::beat::Heart;
 
-use super::{Datastore, lock, now_ns};
+use super::{Datastore, MS, lock, now_ns};
+use crate::config::Fence;
 use crate::daemon::disks::Served;
 use crate::daemon::shared::SharedImage;
 
@@ -34,10 +35,9 @@ impl Datastore {
             let Some(daemon) = self.daemon.upgrade() else {
                 return;
             };
-            if lock(&self.holder).holds(now_ns()) {
-                continue;
-            }
-            let disks = self.disks(&daemon);
+            let holds = lock(&self.holder).holds(now_ns());
+            let mut disks = self.disks(&daemon);
+            disks.retain(|(_, shared)| !(holds && self.has_looked(shared)));
             for (served, _) in &disks {
                 if let Err(error) = served.device.disk().suspend(true) {
                     tracing::error!(disk = %served.config.id, %error, "a disk is not suspended");
@@ -51,6 +51,14 @@ impl Datastore {
                 }
             }
         }
+    }
+
+    /// Whether the disk's claims were read within the lease. Where its lock holds between hosts, nobody
+    /// else serves it in any case.
+    fn has_looked(&self, shared: &SharedImage) -> bool {
+        let looked_ns = shared.looked_ns.load(Ordering::Acquire);
+        self.settings.fence == Fence::LockCoherent
+            || now_ns() < looked_ns + self.settings.lease_ms * MS
     }
 
     /// What lapsed, or has just begun, is served while the lease holds.
@@ -73,11 +81,13 @@ impl Datastore {
             return;
         }
         // Under the lock, where that counts between hosts: nobody was faster.
+        let looked_ns = now_ns();
         if !matches!(shared.newest(), Ok(Some((newest, _))) if newest == epoch) {
             return;
         }
+        shared.looked_ns.store(looked_ns, Ordering::Release);
         // It may have waited long for the lock.
-        if !lock(&self.holder).holds(now_ns()) {
+        if !lock(&self.holder).holds(now_ns()) || !self.has_looked(shared) {
             return;
         }
         shared.lapsed.store(false, Ordering::Release);

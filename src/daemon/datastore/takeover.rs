@@ -1,4 +1,14 @@
-//! A disk is taken over: its owner is fenced, or a person says that it is off.
+//! A disk is taken over: whoever may still serve it is fenced, or a person says that it is off.
+//!
+//! ```text
+//!   owner silent ─► fence ─► lock ─► claim n+1 ─► owner back meanwhile? fence again ─► settled
+//!                                      │                                                  │
+//!                 died here: fence ────┴──────────────────────────────► settled ─► record ─► serve
+//! ```
+//!
+//! From the claim on, who comes back finds that the disk is not its own; one that came back before may
+//! serve until it looks. That nobody does is written down with the claim (*settled*), by whoever has made
+//! sure of it. Who finds a claim without that makes sure of those before it as well.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,12 +18,12 @@ use ferry_dataplane::lifecycle::DiskLifecycle;
 use ferry_migration::handover::{self, Step};
 use ferry_migration::ids::{DaemonId, DiskId};
 use ferry_migration::lease::beat;
-use ferry_migration::lease::chain::{Link, Shelf};
+use ferry_migration::lease::chain::{self, Link, Shelf};
 use ferry_migration::lease::shared::SharedDisk;
 use ferry_migration::phase::Phase;
 use serde_json::Value;
 
-use super::{Datastore, lock};
+use super::{Datastore, MS, lock, now_ns};
 use crate::config::{Fence, LEASE_MS};
 use crate::daemon::Daemon;
 use crate::daemon::disks::Served;
@@ -22,13 +32,32 @@ use crate::daemon::shared::SharedImage;
 use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
 
-/// Whom a disk is taken over from.
-pub(super) struct Old {
+/// What is taken over from whom.
+pub(super) struct Takeover {
+    /// The newest epoch that is claimed.
+    newest: u64,
+    /// The epoch to be claimed: the same where an earlier run of this daemon has claimed it.
+    epoch: u64,
+    /// The owner, whose lease is over.
+    silent: Option<Silent>,
+    /// Those before it that nobody has made sure of.
+    unsettled: Vec<Link>,
+    /// A person says that this one is off.
+    word: Option<DaemonId>,
+}
+
+struct Silent {
     link: Link,
-    /// Its last beat when its lease was found to be over, as far as one was seen.
+    /// Its last beat when its lease was found to be over, if there was one.
     counter: Option<u64>,
-    /// An earlier run of this daemon has claimed the disk from it.
-    claimed: bool,
+}
+
+impl Takeover {
+    /// The daemon that it is taken over from, as far as there is one.
+    fn from(&self) -> Option<&Link> {
+        let silent = self.silent.as_ref().map(|silent| &silent.link);
+        silent.or(self.unsettled.first())
+    }
 }
 
 /// Whether the disk is this host's, or about to be.
@@ -40,35 +69,46 @@ fn is_here(phase: Phase) -> bool {
 }
 
 impl Datastore {
-    /// An owner whose lease is over.
-    pub(super) fn silent(&self, link: Link) -> Old {
-        let others = lock(&self.others);
-        let counter = others.get(&link.owner).and_then(|it| it.watch.counter());
-        Old {
-            link,
-            counter,
-            claimed: false,
-        }
-    }
-
-    /// Whom an earlier run of this daemon took the disk from, if that is how the epoch was claimed: it
-    /// may have come back before the claim was made, and serve until it looks.
-    pub(super) fn unfinished(
+    /// From an owner whose lease is over.
+    pub(super) fn of_silent(
         &self,
         shared: &SharedImage,
-        epoch: u64,
+        newest: u64,
+        link: &Link,
+    ) -> std::io::Result<Takeover> {
+        let others = lock(&self.others);
+        let counter = others.get(&link.owner).and_then(|it| it.watch.counter());
+        drop(others);
+        let unsettled = chain::unsettled(&shared.claims, newest, shared.me())?;
+        let link = link.clone();
+        Ok(Takeover {
+            newest,
+            epoch: newest.saturating_add(1),
+            unsettled: unsettled
+                .into_iter()
+                .filter(|it| it.owner != link.owner)
+                .collect(),
+            silent: Some(Silent { link, counter }),
+            word: None,
+        })
+    }
+
+    /// With the claim of an earlier run of this daemon, which was not recorded.
+    pub(super) fn unfinished(
+        &self,
+        served: &Served,
+        shared: &SharedImage,
+        newest: u64,
         claim: &Link,
-    ) -> std::io::Result<Option<Old>> {
-        let before = epoch.saturating_sub(1);
-        if claim.through.is_some() || before == 0 {
-            return Ok(None);
-        }
-        let old = shared.claims.read(before)?;
-        Ok(old.filter(|link| !shared.is_mine(link)).map(|link| Old {
-            link,
-            counter: None,
-            claimed: true,
-        }))
+    ) -> std::io::Result<Takeover> {
+        let fits = claim.through.is_none() && served.ownership.phase().epoch() < newest;
+        Ok(Takeover {
+            newest,
+            epoch: newest.saturating_add(u64::from(!fits)),
+            silent: None,
+            unsettled: chain::unsettled(&shared.claims, newest, shared.me())?,
+            word: None,
+        })
     }
 
     /// On a thread of its own: a fence may take long, and the lease must be renewed meanwhile.
@@ -77,10 +117,11 @@ impl Datastore {
         daemon: &Arc<Daemon>,
         served: &Arc<Served>,
         shared: &Arc<SharedImage>,
-        epoch: u64,
-        old: Option<Old>,
+        takeover: Takeover,
     ) {
-        if shared.taking.swap(true, Ordering::AcqRel) {
+        if now_ns() < shared.again_ns.load(Ordering::Acquire)
+            || shared.taking.swap(true, Ordering::AcqRel)
+        {
             return;
         }
         let ours = (daemon.clone(), served.clone(), shared.clone());
@@ -89,13 +130,11 @@ impl Datastore {
             .spawn(move || {
                 let (daemon, served, shared) = ours;
                 let datastore = &shared.datastore;
-                let done = datastore.fence(&served, old.as_ref()).and_then(|()| {
-                    datastore.take_over(&daemon, &served, &shared, epoch, old.as_ref())
-                });
-                if let Err(why) = done {
+                if let Err(why) = datastore.take_over(&daemon, &served, &shared, &takeover) {
                     tracing::error!(disk = %served.config.id, why, "the disk is not taken over");
                     // Not again at once: the fence may do harm.
-                    datastore.pause(datastore.lease());
+                    let again_ns = now_ns() + datastore.settings.lease_ms * MS;
+                    shared.again_ns.store(again_ns, Ordering::Release);
                 }
                 shared.taking.store(false, Ordering::Release);
             });
@@ -105,32 +144,58 @@ impl Datastore {
         }
     }
 
-    /// What makes sure that the old owner writes no more.
-    fn fence(&self, served: &Served, old: Option<&Old>) -> Result<(), String> {
-        match (&self.settings.fence, old) {
-            // The lock, which is taken in either case.
-            (_, None) | (Fence::LockCoherent, _) => Ok(()),
-            (Fence::Command(path), Some(old)) => fence::run(path, &served.config.id, &old.link),
-            (Fence::None, Some(old)) if old.claimed => {
-                self.wait_out(&old.link);
-                Ok(())
-            }
-            (Fence::None, Some(_)) => Err("no fence is configured".into()),
-        }
-    }
-
-    /// The owner is fenced: the steps of a takeover.
     fn take_over(
         &self,
         daemon: &Daemon,
         served: &Arc<Served>,
         shared: &SharedImage,
-        epoch: u64,
-        old: Option<&Old>,
+        takeover: &Takeover,
+    ) -> Result<(), String> {
+        self.fence(&served.config.id, takeover)?;
+        let settled = self.settings.fence != Fence::LockCoherent && takeover.silent.is_none();
+        if settled {
+            // Before anything else may fail: who was turned off for a claim is so once.
+            self.settle(shared, takeover.newest)?;
+        }
+        self.steps(served, shared, takeover)?;
+        let (id, epoch) = (&served.config.id, takeover.epoch);
+        let from = takeover.from();
+        let from = from.map_or_else(String::new, |link| link.address.clone());
+        tracing::warn!(disk = %id, epoch, from, "the disk is taken over, and served here");
+        let disk = id.clone();
+        daemon
+            .hooks()
+            .run(HookEvent::Takeover { disk, epoch, from });
+        Ok(())
+    }
+
+    /// Makes sure that those before write no more.
+    fn fence(&self, disk: &DiskId, takeover: &Takeover) -> Result<(), String> {
+        let silent = takeover.silent.as_ref().map(|silent| &silent.link);
+        for link in silent.into_iter().chain(&takeover.unsettled) {
+            let word = takeover.word == Some(link.owner);
+            match &self.settings.fence {
+                // The lock, which is taken.
+                Fence::LockCoherent => {}
+                // That its lease is over was looked at.
+                _ if word && Some(link) == silent => {}
+                Fence::Command(path) if !word => fence::run(path, disk, link)?,
+                Fence::None if Some(link) == silent => return Err("no fence is configured".into()),
+                // A person's word was given, now or before.
+                Fence::Command(_) | Fence::None => self.wait_out(link)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// They are fenced.
+    fn steps(
+        &self,
+        served: &Arc<Served>,
+        shared: &SharedImage,
+        takeover: &Takeover,
     ) -> Result<(), String> {
         let _alone = shared.alone();
-        // Who was fenced for a claim that is made already finds it.
-        let silent = old.filter(|old| !old.claimed);
         let lost = |why: String| {
             // Nobody serves it here: that was looked at with the same lock held.
             let _ = shared.let_go();
@@ -138,10 +203,10 @@ impl Datastore {
         };
         let phase = served.ownership.phase();
         let newest = shared.newest().map_err(|error| error.to_string())?;
-        if is_here(phase) || newest.is_none_or(|(newest, _)| newest != epoch) {
+        if is_here(phase) || newest.is_none_or(|(newest, _)| newest != takeover.newest) {
             return Err(format!("it is {} here by now", phase.name()));
         }
-        for step in handover::take_over(epoch.saturating_add(1)) {
+        for step in handover::take_over(takeover.epoch) {
             match step {
                 Step::Take => {
                     shared.take()?;
@@ -154,7 +219,8 @@ impl Datastore {
                             _ => Err(format!("it is {} here by now", phase.name())),
                         };
                     }
-                    if silent.is_some_and(|old| !self.is_over(old.link.owner)) {
+                    let silent = takeover.silent.as_ref();
+                    if silent.is_some_and(|silent| !self.is_over(silent.link.owner)) {
                         return lost("the owner has renewed its lease".into());
                     }
                 }
@@ -162,10 +228,11 @@ impl Datastore {
                     if let Err(error) = shared.claim(epoch, through, None) {
                         return lost(error.to_string());
                     }
-                    if let Some(old) = silent
-                        && self.settings.fence != Fence::LockCoherent
-                    {
-                        self.outlast(&served.config.id, old);
+                    let settled = self
+                        .outlast(&served.config.id, takeover)
+                        .and_then(|()| self.settle(shared, epoch));
+                    if let Err(why) = settled {
+                        return lost(why);
                     }
                 }
                 Step::Record(event) => {
@@ -182,57 +249,52 @@ impl Datastore {
                 _ => {}
             }
         }
-        let id = &served.config.id;
-        let epoch = epoch + 1;
-        let from = old.map_or_else(String::new, |old| old.link.address.clone());
-        tracing::warn!(disk = %id, epoch, from, "the disk is taken over, and served here");
-        let disk = id.clone();
-        daemon
-            .hooks()
-            .run(HookEvent::Takeover { disk, epoch, from });
         Ok(())
     }
 
-    /// The owner's last beat, as far as it can be read.
-    fn counter(&self, link: &Link) -> Option<u64> {
-        let beat = beat::read(self.root(), link.owner).ok()?;
-        beat.map(|beat| beat.counter)
+    fn settle(&self, shared: &SharedImage, epoch: u64) -> Result<(), String> {
+        let settled = shared.claims.settle(epoch);
+        settled.map_err(|error| format!("cannot settle the claim of epoch {epoch}: {error}"))
     }
 
     /// Where locks do not hold between hosts: an owner that was turned off and came back before the
     /// claim was made serves until it looks at the claims, and may be stopped before it does. It is
     /// turned off again; from the claim on it does not serve when it comes back. After a person's word
     /// there is only its lease to wait for.
-    fn outlast(&self, disk: &DiskId, old: &Old) {
-        let link = &old.link;
-        if self.counter(link) == old.counter {
-            return;
+    fn outlast(&self, disk: &DiskId, takeover: &Takeover) -> Result<(), String> {
+        let Some(Silent { link, counter }) = &takeover.silent else {
+            return Ok(());
+        };
+        if self.settings.fence == Fence::LockCoherent {
+            return Ok(());
+        }
+        // What cannot be read may have moved.
+        let beat = beat::read(self.root(), link.owner);
+        if beat.is_ok_and(|beat| beat.map(|beat| beat.counter) == *counter) {
+            return Ok(());
         }
         tracing::warn!(owner = %link.owner, address = link.address,
             "the owner was turned off and is back");
-        if let Fence::Command(path) = &self.settings.fence {
-            while let Err(why) = fence::run(path, disk, link) {
-                tracing::error!(%disk, why, "the owner is back and cannot be turned off again; the \
-                    disk waits");
-                if !self.pause(self.lease()) {
-                    return;
-                }
-            }
-            return;
+        match &self.settings.fence {
+            Fence::Command(path) if takeover.word.is_none() => fence::run(path, disk, link),
+            _ => self.wait_out(link),
         }
-        self.wait_out(link);
     }
 
     /// Waits for as long as a daemon serves that has just renewed its lease.
-    fn wait_out(&self, link: &Link) {
+    fn wait_out(&self, link: &Link) -> Result<(), String> {
         let beat = beat::read(self.root(), link.owner).ok().flatten();
         let lease_ms = beat.map_or(self.settings.lease_ms, |beat| beat.lease_ms);
         let lease_ms = lease_ms.clamp(LEASE_MS.0, LEASE_MS.1);
         let wait = Duration::from_millis(lease_ms + self.settings.io_ms);
-        self.pause(wait + wait / 16);
+        if self.pause(wait + wait / 16) {
+            Ok(())
+        } else {
+            Err("the daemon ends".into())
+        }
     }
 
-    /// A person's word that the owner is off.
+    /// A person's word that a daemon is off.
     fn break_lease(&self, daemon: &Arc<Daemon>, served: &Arc<Served>, fenced: DaemonId) -> Done {
         let refused =
             |why: String| Err(Failure::Failed(format!("disk {}: {why}", served.config.id)));
@@ -242,32 +304,46 @@ impl Datastore {
         let Some((epoch, link)) = shared.newest()? else {
             return refused("nobody has claimed it; add it without --incoming".into());
         };
-        if shared.is_mine(&link) {
-            return refused("it is this host's".into());
-        }
-        if link.owner != fenced {
-            return refused(format!(
-                "its owner is daemon {} at {}, and not {fenced}; make sure that that host is off, \
-                 and name it: --fenced {}",
-                link.owner, link.address, link.owner
-            ));
-        }
-        if !self.is_over(link.owner) {
-            return refused(format!(
-                "daemon {} at {} has renewed its lease within the last {} s, so it is not off; \
-                 ferry lease show says how long it is silent",
-                link.owner,
-                link.address,
-                (self.settings.lease_ms + self.settings.io_ms).div_ceil(1000)
-            ));
-        }
-        if matches!(served.ownership.phase(), Phase::Incoming { .. }) {
+        let phase = served.ownership.phase();
+        if matches!(phase, Phase::Incoming { .. }) {
             return refused("it is on its way here; see ferry disk list".into());
         }
-        if shared.taking.swap(true, Ordering::AcqRel) {
-            return refused("a takeover is under way".into());
+        let takeover = if shared.is_mine(&link) {
+            if is_here(phase) {
+                return refused("it is this host's".into());
+            }
+            self.unfinished(served, &shared, epoch, &link)?
+        } else {
+            self.of_silent(&shared, epoch, &link)?
+        };
+        match (&takeover.silent, takeover.from()) {
+            (_, None) => return refused("it is this host's".into()),
+            (_, Some(owner)) if owner.owner != fenced => {
+                return refused(format!(
+                    "its owner is daemon {} at {}, and not {fenced}; make sure that that host is \
+                     off, and name it: --fenced {}",
+                    owner.owner, owner.address, owner.owner
+                ));
+            }
+            (Some(_), _) if !self.is_over(fenced) => {
+                return refused(format!(
+                    "daemon {} at {} has renewed its lease within the last {} s, so it is not off; \
+                     ferry lease show says how long it is silent",
+                    link.owner,
+                    link.address,
+                    (self.settings.lease_ms + self.settings.io_ms).div_ceil(1000)
+                ));
+            }
+            _ => {}
         }
-        let done = self.take_over(daemon, served, &shared, epoch, Some(&self.silent(link)));
+        if shared.taking.swap(true, Ordering::AcqRel) {
+            return refused("a takeover is under way; say it again in a minute".into());
+        }
+        let takeover = Takeover {
+            word: Some(fenced),
+            ..takeover
+        };
+        let done = self.take_over(daemon, served, &shared, &takeover);
         shared.taking.store(false, Ordering::Release);
         done.map_err(Failure::Failed)
     }

@@ -1,6 +1,7 @@
 //! The others: who has a disk, how long its owner is silent, and what follows from that.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ferry_migration::ids::DaemonId;
 use ferry_migration::lease::beat;
@@ -18,6 +19,10 @@ use crate::daemon::shared::SharedImage;
 fn is_returned(phase: Phase, epoch: u64, claim: &Link) -> bool {
     matches!(phase, Phase::Returned { migration, epoch: at }
         if at == epoch && claim.through == Some(migration))
+}
+
+fn unread(served: &Served, error: &std::io::Error) {
+    tracing::warn!(disk = %served.config.id, %error, "the disk's claims cannot be read");
 }
 
 impl Datastore {
@@ -53,11 +58,13 @@ impl Datastore {
 
     /// The newest epoch, and whose disk it is.
     fn owner(&self, served: &Served, shared: &SharedImage) -> Option<(u64, Link)> {
+        let looked_ns = now_ns();
         let newest = shared.newest().unwrap_or_else(|error| {
-            tracing::warn!(disk = %served.config.id, %error, "the disk's claims cannot be read");
+            unread(served, &error);
             None
         });
         let (epoch, mut link) = newest?;
+        shared.looked_ns.store(looked_ns, Ordering::Release);
         let record = served.ownership.record();
         if shared.is_mine(&link)
             && is_returned(record.state.phase, epoch, &link)
@@ -76,7 +83,8 @@ impl Datastore {
         let other = others.entry(owner).or_default();
         // What cannot be read tells nothing: not that it is silent either.
         let Ok(beat) = beat else { return };
-        let lease_ms = beat.as_ref().map_or(self.settings.lease_ms, |b| b.lease_ms);
+        let known = other.lease_ms.max(self.settings.lease_ms);
+        let lease_ms = beat.as_ref().map_or(known, |beat| beat.lease_ms);
         other.lease_ms = lease_ms.clamp(LEASE_MS.0, LEASE_MS.1);
         other
             .watch
@@ -110,19 +118,18 @@ impl Datastore {
             Phase::Released { epoch: at, .. } | Phase::Handed { epoch: at, .. } if epoch < at => {}
             // Claimed by an earlier run of this daemon, and not recorded.
             _ if mine && !is_returned(phase, epoch, link) => {
-                match self.unfinished(shared, epoch, link) {
-                    Ok(old) => self.take_over_soon(daemon, served, shared, epoch, old),
-                    Err(error) => tracing::warn!(disk = %served.config.id, %error,
-                    "the disk's claims cannot be read"),
+                match self.unfinished(served, shared, epoch, link) {
+                    Ok(takeover) => self.take_over_soon(daemon, served, shared, takeover),
+                    Err(error) => unread(served, &error),
                 }
             }
             _ if self.is_over(link.owner) && self.settings.fence == Fence::None => {
                 self.tell(served, link);
             }
-            _ if self.is_over(link.owner) => {
-                let old = self.silent(link.clone());
-                self.take_over_soon(daemon, served, shared, epoch, Some(old));
-            }
+            _ if self.is_over(link.owner) => match self.of_silent(shared, epoch, link) {
+                Ok(takeover) => self.take_over_soon(daemon, served, shared, takeover),
+                Err(error) => unread(served, &error),
+            },
             _ => {}
         }
     }
