@@ -4,6 +4,7 @@
 //!   ferry-lease   renews by a heartbeat, every fifth of the lease, and does nothing else
 //!   ferry-guard   looks every twentieth of it whether the lease still holds; if not, nothing is
 //!                 served from the datastore until it does
+//!   ferry-look    reads the claims of all disks as often as it beats: that is part of the lease
 //!   ferry-tend    after each beat: whose disks were taken over? whose owner is silent for too long?
 //!                 may what lapsed be served again?
 //! ```
@@ -117,9 +118,10 @@ impl Datastores {
         });
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let own = || datastore.clone();
-        let (renewing, guarding, tending) = (own(), own(), own());
+        let (renewing, guarding, looking, tending) = (own(), own(), own(), own());
         thread("ferry-lease").spawn(move || renewing.renew(heart))?;
         thread("ferry-guard").spawn(move || guarding.guard())?;
+        thread("ferry-look").spawn(move || looking.look_all())?;
         thread("ferry-tend").spawn(move || tending.tend_all())?;
         known.insert(datastore.settings.path.clone(), datastore.clone());
         Ok(datastore)

@@ -36,8 +36,10 @@ pub struct SharedImage {
     pub taking: AtomicBool,
     /// No takeover by itself before that, after one that failed.
     pub again_ns: AtomicU64,
-    /// When its claims were read last.
+    /// When its claims were last read, and were this daemon's.
     pub looked_ns: AtomicU64,
+    /// Of those who had it before this epoch, the newest, who is known to be off: by a fence or a word.
+    pub off: Mutex<(u64, Vec<DaemonId>)>,
     turn: Mutex<()>,
 }
 
@@ -66,6 +68,23 @@ impl SharedImage {
             Ok(alone) => Some(alone),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether a daemon is known to be off.
+    pub fn is_off(&self, newest: u64, link: &Link) -> bool {
+        let off = self.off.lock().unwrap_or_else(PoisonError::into_inner);
+        off.0 == newest && off.1.contains(&link.owner)
+    }
+
+    /// A daemon is off while `newest` is the newest epoch.
+    pub fn remember_off(&self, newest: u64, owner: DaemonId) {
+        let mut off = self.off.lock().unwrap_or_else(PoisonError::into_inner);
+        if off.0 != newest {
+            *off = (newest, Vec::new());
+        }
+        if !off.1.contains(&owner) {
+            off.1.push(owner);
         }
     }
 
@@ -145,6 +164,8 @@ impl Daemon {
         let claims = Dir::new(datastore.root(), disk)?;
         let store = FileStore::at(self.config.state_dir.join(format!("shared-{disk}.ferry")));
         let ownership = Ownership::open(Box::new(store), disk, self.id)?;
+        // Two that find each other's takeovers unfinished do not both fence at once.
+        let again_ns = datastore.first_takeover_ns(self.id);
         let shared = Arc::new(SharedImage {
             datastore,
             claims,
@@ -156,8 +177,9 @@ impl Daemon {
             served: OnceLock::new(),
             lapsed: AtomicBool::new(true),
             taking: AtomicBool::new(false),
-            again_ns: AtomicU64::new(0),
+            again_ns: AtomicU64::new(again_ns),
             looked_ns: AtomicU64::new(0),
+            off: Mutex::default(),
             turn: Mutex::default(),
         });
         let restart = settle(&ownership, &shared, config)?;

@@ -356,12 +356,13 @@ fn host_that_cannot_renew_stops_serving() {
     let shared = Shared::new("none");
     let (a, datastore) = (&shared.a, shared.image.parent().unwrap());
     let mut guest = a.guest();
+    guest.check();
+    let lapsed = |wanted| a.disk("d").is_some_and(|disk| disk["lapsed"] == wanted);
+    eventually("it is served", || lapsed(false));
     // The datastore is gone, as far as the lease goes.
     let (claims, away) = (datastore.join(".ferry"), datastore.join("away"));
     fs::rename(&claims, &away).unwrap();
-    eventually("it stops serving", || {
-        a.disk("d").is_some_and(|disk| disk["lapsed"] == true)
-    });
+    eventually("it stops serving", || lapsed(true));
     assert!(guest.read(A_WHILE).is_none(), "served without a lease");
     assert_eq!(a.phase(), "serving");
     fs::rename(&away, &claims).unwrap();

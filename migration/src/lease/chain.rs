@@ -206,6 +206,9 @@ impl Shelf for Dir {
     }
 
     fn newest(&self) -> io::Result<Option<u64>> {
+        // A network file system remembers for a while that a name was not there, until the directory
+        // is opened anew.
+        File::open(&self.dir)?;
         let mut epoch = self.known.load(Ordering::Relaxed);
         // Contiguous: the first that is not there ends them.
         while let Some(next) = epoch.checked_add(1)

@@ -29,6 +29,25 @@ impl Datastore {
         }
     }
 
+    /// Reads the claims of all disks after each beat. Nothing here waits for anything else.
+    pub(super) fn look_all(&self) {
+        while self.pause(self.lease() / 5) {
+            let Some(daemon) = self.daemon.upgrade() else {
+                return;
+            };
+            for (served, shared) in self.disks(&daemon) {
+                let looked_ns = now_ns();
+                match shared.newest() {
+                    Ok(Some((_, link))) if shared.is_mine(&link) => {
+                        shared.looked_ns.store(looked_ns, Ordering::Release);
+                    }
+                    Ok(_) => {}
+                    Err(error) => super::tend::unread(&served, &error),
+                }
+            }
+        }
+    }
+
     /// Looks whether the lease holds, and suspends the disks when it does not.
     pub(super) fn guard(&self) {
         while self.pause(self.lease() / 20) {
@@ -45,9 +64,13 @@ impl Datastore {
             }
             for (served, shared) in disks {
                 if !shared.lapsed.swap(true, Ordering::AcqRel) && served.ownership.may_serve() {
+                    let what = if holds {
+                        "the disk's claims are not read"
+                    } else {
+                        "the lease on the datastore is not renewed"
+                    };
                     tracing::error!(disk = %served.config.id, datastore = %self.root().display(),
-                        "the lease on the datastore is not renewed: the disk is not served until \
-                         it is");
+                        "{what}: the disk is not served until that is done");
                 }
             }
         }

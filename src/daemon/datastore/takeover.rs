@@ -42,7 +42,7 @@ pub(super) struct Takeover {
     silent: Option<Silent>,
     /// Those before it that nobody has made sure of.
     unsettled: Vec<Link>,
-    /// A person says that this one is off.
+    /// A person says that this one is off, now.
     word: Option<DaemonId>,
 }
 
@@ -55,8 +55,13 @@ struct Silent {
 impl Takeover {
     /// The daemon that it is taken over from, as far as there is one.
     fn from(&self) -> Option<&Link> {
-        let silent = self.silent.as_ref().map(|silent| &silent.link);
-        silent.or(self.unsettled.first())
+        self.all().next()
+    }
+
+    /// All that have to be off, newest first.
+    fn all(&self) -> impl Iterator<Item = &Link> {
+        let silent = self.silent.iter().map(|silent| &silent.link);
+        silent.chain(&self.unsettled)
     }
 }
 
@@ -111,6 +116,13 @@ impl Datastore {
         })
     }
 
+    /// When a daemon that has just started may take a disk over at the soonest: at another time of the
+    /// lease than others.
+    pub fn first_takeover_ns(&self, me: DaemonId) -> u64 {
+        let part = u64::from(me.0.as_bytes()[15]) * self.settings.lease_ms * MS / 512;
+        now_ns() + part
+    }
+
     /// On a thread of its own: a fence may take long, and the lease must be renewed meanwhile.
     pub(super) fn take_over_soon(
         &self,
@@ -151,9 +163,8 @@ impl Datastore {
         shared: &SharedImage,
         takeover: &Takeover,
     ) -> Result<(), String> {
-        self.fence(&served.config.id, takeover)?;
-        let settled = self.settings.fence != Fence::LockCoherent && takeover.silent.is_none();
-        if settled {
+        self.fence(served, shared, takeover)?;
+        if self.settings.fence != Fence::LockCoherent {
             // Before anything else may fail: who was turned off for a claim is so once.
             self.settle(shared, takeover.newest)?;
         }
@@ -170,19 +181,41 @@ impl Datastore {
     }
 
     /// Makes sure that those before write no more.
-    fn fence(&self, disk: &DiskId, takeover: &Takeover) -> Result<(), String> {
-        let silent = takeover.silent.as_ref().map(|silent| &silent.link);
-        for link in silent.into_iter().chain(&takeover.unsettled) {
-            let word = takeover.word == Some(link.owner);
+    fn fence(
+        &self,
+        served: &Served,
+        shared: &SharedImage,
+        takeover: &Takeover,
+    ) -> Result<(), String> {
+        let disk = &served.config.id;
+        let silent = takeover.silent.as_ref().map(|silent| silent.link.owner);
+        for link in takeover.all() {
+            let known = takeover.word == Some(link.owner) || shared.is_off(takeover.newest, link);
+            if self.settings.fence == Fence::LockCoherent || known {
+                continue;
+            }
             match &self.settings.fence {
-                // The lock, which is taken.
-                Fence::LockCoherent => {}
-                // That its lease is over was looked at.
-                _ if word && Some(link) == silent => {}
-                Fence::Command(path) if !word => fence::run(path, disk, link)?,
-                Fence::None if Some(link) == silent => return Err("no fence is configured".into()),
-                // A person's word was given, now or before.
-                Fence::Command(_) | Fence::None => self.wait_out(link)?,
+                Fence::Command(path) => {
+                    // Another may have been faster, and the disk be with one of these by now.
+                    let newest = shared.newest().map_err(|error| error.to_string())?;
+                    if newest.is_none_or(|(newest, _)| newest != takeover.newest) {
+                        return Err("another host was faster".into());
+                    }
+                    fence::run(path, disk, link).map_err(|why| {
+                        format!(
+                            "{why}; if that host is surely off, say: ferry lease break {disk} \
+                             --fenced {}",
+                            link.owner
+                        )
+                    })?;
+                }
+                _ if silent == Some(link.owner) => return Err("no fence is configured".into()),
+                // It was a person's word then.
+                _ => self.wait_out(link)?,
+            }
+            // It finds the newest claim when it comes back, if that is not its own.
+            if silent != Some(link.owner) {
+                shared.remember_off(takeover.newest, link.owner);
             }
         }
         Ok(())
@@ -301,8 +334,8 @@ impl Datastore {
         let Some(shared) = served.shared.clone() else {
             return refused("it is not shared".into());
         };
-        let Some((epoch, link)) = shared.newest()? else {
-            return refused("nobody has claimed it; add it without --incoming".into());
+        let Some((epoch, link)) = self.owner(served, &shared) else {
+            return refused("nobody has claimed it, or its claims cannot be read".into());
         };
         let phase = served.ownership.phase();
         if matches!(phase, Phase::Incoming { .. }) {
@@ -316,28 +349,31 @@ impl Datastore {
         } else {
             self.of_silent(&shared, epoch, &link)?
         };
-        match (&takeover.silent, takeover.from()) {
-            (_, None) => return refused("it is this host's".into()),
-            (_, Some(owner)) if owner.owner != fenced => {
-                return refused(format!(
-                    "its owner is daemon {} at {}, and not {fenced}; make sure that that host is \
-                     off, and name it: --fenced {}",
-                    owner.owner, owner.address, owner.owner
-                ));
-            }
-            (Some(_), _) if !self.is_over(fenced) => {
-                return refused(format!(
-                    "daemon {} at {} has renewed its lease within the last {} s, so it is not off; \
-                     ferry lease show says how long it is silent",
-                    link.owner,
-                    link.address,
-                    (self.settings.lease_ms + self.settings.io_ms).div_ceil(1000)
-                ));
-            }
-            _ => {}
+        let Some(owner) = takeover.from() else {
+            return refused("it is this host's".into());
+        };
+        if !takeover.all().any(|link| link.owner == fenced) {
+            return refused(format!(
+                "its owner is daemon {} at {}, and not {fenced}; make sure that that host is off, \
+                 and name it: --fenced {}",
+                owner.owner, owner.address, owner.owner
+            ));
+        }
+        if takeover.silent.is_some() && !self.is_over(link.owner) {
+            return refused(format!(
+                "daemon {} at {} has renewed its lease within the last {} s, so it is not off; \
+                 ferry lease show says how long it is silent",
+                link.owner,
+                link.address,
+                (self.settings.lease_ms + self.settings.io_ms).div_ceil(1000)
+            ));
         }
         if shared.taking.swap(true, Ordering::AcqRel) {
             return refused("a takeover is under way; say it again in a minute".into());
+        }
+        let silent = takeover.silent.as_ref().map(|silent| silent.link.owner);
+        if silent != Some(fenced) {
+            shared.remember_off(epoch, fenced);
         }
         let takeover = Takeover {
             word: Some(fenced),

@@ -1,7 +1,6 @@
 //! The others: who has a disk, how long its owner is silent, and what follows from that.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ferry_migration::ids::DaemonId;
 use ferry_migration::lease::beat;
@@ -21,7 +20,7 @@ fn is_returned(phase: Phase, epoch: u64, claim: &Link) -> bool {
         if at == epoch && claim.through == Some(migration))
 }
 
-fn unread(served: &Served, error: &std::io::Error) {
+pub(super) fn unread(served: &Served, error: &std::io::Error) {
     tracing::warn!(disk = %served.config.id, %error, "the disk's claims cannot be read");
 }
 
@@ -57,14 +56,12 @@ impl Datastore {
     }
 
     /// The newest epoch, and whose disk it is.
-    fn owner(&self, served: &Served, shared: &SharedImage) -> Option<(u64, Link)> {
-        let looked_ns = now_ns();
+    pub(super) fn owner(&self, served: &Served, shared: &SharedImage) -> Option<(u64, Link)> {
         let newest = shared.newest().unwrap_or_else(|error| {
             unread(served, &error);
             None
         });
         let (epoch, mut link) = newest?;
-        shared.looked_ns.store(looked_ns, Ordering::Release);
         let record = served.ownership.record();
         if shared.is_mine(&link)
             && is_returned(record.state.phase, epoch, &link)
