@@ -251,8 +251,9 @@ impl Fence {
 
     /// Waits until it was run for disk `d` of that owner.
     fn wait_asked(&self, owner: &str, at: &Host) {
-        eventually("the fence is asked", || self.file("said").exists());
-        let words = fs::read_to_string(self.file("said")).unwrap();
+        let said = || fs::read_to_string(self.file("said")).unwrap_or_default();
+        eventually("the fence is asked", || said().ends_with('\n'));
+        let words = said();
         let wanted = format!("d {owner} {}", at.peer());
         assert!(words.starts_with(&wanted), "{words}");
     }
