@@ -24,5 +24,10 @@
 //! A guest may change its memory at any time. What was checked holds for a copy of the bytes only;
 //! [`offload`] therefore looks again at what it works on, and never writes outside it.
 
+pub mod features;
 pub mod frame;
+mod gso;
+pub mod header;
 mod packet;
+#[cfg(test)]
+mod sample;
