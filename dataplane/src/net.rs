@@ -24,10 +24,12 @@
 //! A guest may change its memory at any time. What was checked holds for a copy of the bytes only;
 //! [`offload`] therefore looks again at what it works on, and never writes outside it.
 
+mod checksum;
 pub mod features;
 pub mod frame;
 mod gso;
 pub mod header;
+pub mod offload;
 mod packet;
 #[cfg(test)]
 mod sample;
