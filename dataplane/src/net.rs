@@ -33,3 +33,4 @@ pub mod offload;
 mod packet;
 #[cfg(test)]
 mod sample;
+pub mod table;
