@@ -29,6 +29,7 @@ pub mod features;
 pub mod frame;
 mod gso;
 pub mod header;
+pub mod limit;
 pub mod offload;
 mod packet;
 #[cfg(test)]
