@@ -25,6 +25,7 @@
 //! [`offload`] therefore looks again at what it works on, and never writes outside it.
 
 mod checksum;
+pub mod counters;
 pub mod features;
 pub mod frame;
 mod gso;
