@@ -20,6 +20,7 @@
 //! - **lane**: one disk on one worker. **disk** ([`disk::Disk`]): its lanes and where its queues are.
 //! - **placement** ([`placement`], [`rebalance`]): which queue should be on which worker.
 //! - **backend** ([`backend`]): where the bytes go.
+//! - **net** ([`net`]): what is known of a frame between NICs, and decided about it.
 //! - **tap**, **range lock**, **gate** ([`lifecycle`]): what a migration needs of a disk.
 //!
 //! Control reaches a worker as bounded messages between two polls. Time is read in one place
@@ -34,6 +35,7 @@ pub mod guard;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
+pub mod net;
 pub mod placement;
 pub mod queue;
 pub mod rebalance;

@@ -154,7 +154,7 @@ impl WorkerLoad {
 }
 
 /// One writer: a load and a store, no locked instruction.
-fn add(counter: &AtomicU64, by: u64) {
+pub(crate) fn add(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
 }
 

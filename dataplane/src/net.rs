@@ -1,0 +1,38 @@
+//! Frames between guests: what is known of a frame, and what is decided about it. Pure logic: no
+//! I/O, no clock, no virtqueue; nothing here allocates once it is made.
+//!
+//! ```text
+//!   sending guest: [virtio-net header][frame]
+//!        │
+//!        ▼
+//!   Header::check      every word of the header against the frame      ─► dropped: malformed
+//!        │
+//!   Start::parse       addresses, VLAN, what is behind them            ─► dropped: spoofed
+//!        │
+//!   Bucket::admit      packets and bits a second                       ─► dropped: limited
+//!        │
+//!   Table::learn, find which port has the source, which the destination ─► all ports, if unknown
+//!        │
+//!   Work::of           what the receiver cannot do by itself
+//!        ├ nothing     header and frame as they came
+//!        ├ checksum    finish_checksum
+//!        └ segments    Segmenter: frames of the receiver's size
+//!        ▼
+//!   receiving guest, PortCounters on both sides
+//! ```
+//!
+//! A guest may change its memory at any time. What was checked holds for a copy of the bytes only;
+//! [`offload`] therefore looks again at what it works on, and never writes outside it.
+
+mod checksum;
+pub mod counters;
+pub mod features;
+pub mod frame;
+mod gso;
+pub mod header;
+pub mod limit;
+pub mod offload;
+mod packet;
+#[cfg(test)]
+mod sample;
+pub mod table;
