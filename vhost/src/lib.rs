@@ -20,5 +20,6 @@ pub mod blk;
 pub mod device;
 pub mod inflight;
 pub mod memory;
+pub mod net;
 pub mod session;
 pub mod vring;
