@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ferry_migration::ids::DiskId;
-use ferry_vhost::blk::device::Tracking;
+use ferry_vhost::device::Tracking;
 use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 

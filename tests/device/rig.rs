@@ -17,7 +17,8 @@ use ferry_dataplane::backend::memory::MemoryDisk;
 use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::disk::{Disk, Service};
 use ferry_dataplane::worker::{Worker, WorkerHandle};
-use ferry_vhost::blk::device::{BlkDevice, BlkOptions, Tracking};
+use ferry_vhost::blk::device::{BlkDevice, BlkOptions};
+use ferry_vhost::device::Tracking;
 use ferry_vhost::session::{self, Listening};
 
 /// How long anything may take before it counts as a hang.

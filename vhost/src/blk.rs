@@ -2,8 +2,8 @@
 
 pub mod config;
 pub mod device;
+mod expected;
 mod lifecycle;
-pub mod messages;
 pub mod parse;
 pub mod queue;
 pub mod resize;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::blk::resize::channel_ahead;
+use crate::back_channel::channel_ahead;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandler};
 
 /// A device that can be driven over a socket.

@@ -3,6 +3,8 @@
 use ferry_dataplane::lifecycle::Geometry;
 use ferry_dataplane::limits::SECTOR_BYTES;
 
+use crate::device::feature::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL, VERSION_1};
+
 /// Longest segment, in bytes.
 pub const SIZE_MAX: u32 = 4 << 20;
 /// Data segments of one request.
@@ -19,10 +21,8 @@ pub const REQUEST_BYTES_MAX: u64 = 1 << 30;
 pub const WRITEBACK_OFFSET: usize = 32;
 /// Bytes of the configuration space that mean something.
 pub const CONFIG_BYTES: usize = 60;
-/// Most that a front-end may read.
-pub const CONFIG_READ_MAX: usize = 256;
 
-/// Feature bits: virtio's own, the block device's, and vhost-user's.
+/// The block device's feature bits.
 #[allow(missing_docs)]
 pub mod feature {
     pub const BLK_SIZE_MAX: u64 = 1 << 1;
@@ -35,19 +35,13 @@ pub mod feature {
     pub const BLK_MQ: u64 = 1 << 12;
     pub const BLK_DISCARD: u64 = 1 << 13;
     pub const BLK_WRITE_ZEROES: u64 = 1 << 14;
-    pub const LOG_ALL: u64 = 1 << 26;
-    pub const INDIRECT_DESC: u64 = 1 << 28;
-    pub const EVENT_IDX: u64 = 1 << 29;
-    pub const PROTOCOL: u64 = 1 << 30;
-    pub const VERSION_1: u64 = 1 << 32;
 }
 
 /// The features a disk offers.
 pub fn features(read_only: bool) -> u64 {
     use feature::{
         BLK_BLK_SIZE, BLK_CONFIG_WCE, BLK_DISCARD, BLK_FLUSH, BLK_MQ, BLK_RO, BLK_SEG_MAX,
-        BLK_SIZE_MAX, BLK_TOPOLOGY, BLK_WRITE_ZEROES, EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL,
-        VERSION_1,
+        BLK_SIZE_MAX, BLK_TOPOLOGY, BLK_WRITE_ZEROES,
     };
     let always = BLK_SIZE_MAX
         | BLK_SEG_MAX

@@ -1,19 +1,19 @@
-//! A block device: what its front-end has said so far, and its rings.
+//! A block device: a disk, its cache mode, and who serves its rings.
 
-mod front_end;
-mod rings;
-mod state;
-
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::any::Any;
+use std::sync::{Arc, Mutex};
 
 use ferry_dataplane::disk::Disk;
-use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::lifecycle::RestartHook;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use super::config;
-use super::parse::ID_BYTES;
+use super::config::{self, WRITEBACK_OFFSET, feature};
+use super::expected::ExpectedBases;
+use super::parse::{ID_BYTES, Rules};
+use super::queue::BlkQueue;
+use crate::device::{Device, Kind, PROTOCOL_FEATURES, Refusal, State, Tracking};
 use crate::inflight::OwnRegions;
-pub(super) use rings::ExpectedBases;
-pub(super) use state::{Ring, State};
+use crate::vring::Vring;
 
 /// What a device is made of.
 #[derive(Debug, Clone)]
@@ -28,24 +28,26 @@ pub struct BlkOptions {
     pub tracking: Tracking,
 }
 
-/// How requests in flight outlive the process, so that a successor can finish them.
-#[derive(Debug, Clone, Default)]
-pub struct Tracking {
-    /// Front-ends may keep the region (INFLIGHT_SHMFD is offered).
-    pub offered: bool,
-    /// Where Ferry keeps one for those that do not; `None` to track nothing for them.
-    pub own: Option<OwnRegions>,
-}
-
 /// A block device on a disk.
-pub struct BlkDevice {
+pub type BlkDevice = Device<Blk>;
+
+/// The kind of device that a disk is.
+pub struct Blk {
     pub(super) name: Arc<str>,
     pub(super) disk: Arc<Disk>,
-    pub(super) num_queues: u16,
-    pub(super) tracking: Tracking,
-    state: Mutex<State>,
+    num_queues: u16,
+    tracking: Tracking,
     /// Where an imported device's rings have to begin, until it is activated.
     pub(super) expected: Arc<Mutex<Option<ExpectedBases>>>,
+}
+
+/// What a block device keeps under its lock.
+pub struct Own {
+    /// The guest's cache mode, where it may choose: true for writeback.
+    pub(super) writeback: bool,
+    pub(super) serial: [u8; ID_BYTES],
+    /// Told when a ring is started while the disk is out of service.
+    pub(super) on_restart: Option<RestartHook>,
 }
 
 impl BlkDevice {
@@ -55,78 +57,188 @@ impl BlkDevice {
         let bytes = options.serial.as_bytes();
         let len = bytes.len().min(ID_BYTES);
         serial[..len].copy_from_slice(&bytes[..len]);
-        let rings = (0..options.num_queues).map(|_| Ring::default()).collect();
-        let state = State {
-            rings,
-            writeback: options
-                .tracking
-                .own
-                .as_ref()
-                .is_none_or(OwnRegions::writeback),
+        let kept = options.tracking.own.as_ref();
+        let own = Own {
+            writeback: kept.is_none_or(OwnRegions::writeback),
             serial,
-            ..State::default()
+            on_restart: None,
         };
-        Arc::new(BlkDevice {
+        let kind = Blk {
             name: options.name.as_str().into(),
             disk,
             num_queues: options.num_queues,
             tracking: options.tracking.clone(),
-            state: Mutex::new(state),
             expected: Arc::default(),
-        })
+        };
+        Device::without_front_end(kind, own)
     }
 
     /// The disk under it.
     pub fn disk(&self) -> &Arc<Disk> {
-        &self.disk
-    }
-
-    /// Queues offered.
-    pub fn num_queues(&self) -> u16 {
-        self.num_queues
-    }
-
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn try_state(&self) -> Option<MutexGuard<'_, State>> {
-        match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(state)) => Some(state.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    pub(super) fn offered(&self) -> u64 {
-        config::features(self.disk.read_only())
-    }
-
-    /// The configuration space as the guest sees it now.
-    pub(super) fn config_space(&self, state: &State) -> [u8; config::CONFIG_BYTES] {
-        config::space(self.disk.geometry(), self.num_queues, state.writeback)
+        &self.kind.disk
     }
 
     /// Nobody will ask for what was in flight: the disk is gone for good.
     pub fn forget_in_flight(&self) {
-        if let Some(own) = &self.tracking.own {
-            (0..usize::from(self.num_queues)).for_each(|queue| own.forget(queue));
+        if let Some(own) = &self.kind.tracking.own {
+            (0..usize::from(self.kind.num_queues)).for_each(|queue| own.forget(queue));
             own.keep_writeback(true);
         }
     }
 }
 
-/// Something a front-end asked that cannot be done.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
-    #[error("there is no queue {0}")]
-    NoQueue(u32),
-    #[error("{0}")]
-    Invalid(String),
-    #[error(transparent)]
-    Worker(#[from] LifecycleError),
+impl State<Blk> {
+    /// Without a cache that the guest can flush, or when it turned the cache off, writes are
+    /// durable at completion.
+    fn through(&self) -> bool {
+        !self.has(feature::BLK_FLUSH) || !self.own.writeback
+    }
 }
 
-fn invalid(what: impl std::fmt::Display) -> Refusal {
-    Refusal::Invalid(what.to_string())
+impl Blk {
+    /// Changes a running queue, and returns when its worker has.
+    fn on_running(
+        &self,
+        at: usize,
+        task: impl FnOnce(&mut BlkQueue) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        self.disk.with_queue(at, move |queue| {
+            let queue: &mut dyn Any = queue;
+            if let Some(queue) = queue.downcast_mut::<BlkQueue>() {
+                task(queue);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The running queues follow the disk's size.
+    pub(super) fn capacity_changed(
+        &self,
+        state: &State<Blk>,
+        capacity_bytes: u64,
+    ) -> Result<(), Refusal> {
+        state
+            .running()
+            .try_for_each(|at| self.on_running(at, move |queue| queue.set_capacity(capacity_bytes)))
+    }
+
+    /// The running queues follow the cache mode.
+    fn through_changed(&self, state: &State<Blk>) -> Result<(), Refusal> {
+        let through = state.through();
+        state
+            .running()
+            .try_for_each(|at| self.on_running(at, move |queue| queue.set_through(through)))
+    }
+
+    /// A successor must know it, as front-ends do not say it again.
+    fn keep_writeback(&self, own: &mut Own, writeback: bool) {
+        if own.writeback != writeback
+            && let Some(files) = &self.tracking.own
+        {
+            files.keep_writeback(writeback);
+        }
+        own.writeback = writeback;
+    }
+}
+
+impl Kind for Blk {
+    type Own = Own;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn num_queues(&self) -> u16 {
+        self.num_queues
+    }
+
+    fn features(&self) -> u64 {
+        config::features(self.disk.read_only())
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        PROTOCOL_FEATURES | VhostUserProtocolFeatures::CONFIG
+    }
+
+    fn tracking(&self) -> &Tracking {
+        &self.tracking
+    }
+
+    fn config(&self, state: &State<Blk>) -> Vec<u8> {
+        let writeback = state.own.writeback;
+        config::space(self.disk.geometry(), self.num_queues, writeback).to_vec()
+    }
+
+    fn set_config(
+        &self,
+        state: &mut State<Blk>,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), Refusal> {
+        let (WRITEBACK_OFFSET, &[mode]) = (offset, bytes) else {
+            return Err(Refusal::invalid("only the cache mode may be written"));
+        };
+        self.keep_writeback(&mut state.own, mode != 0);
+        self.through_changed(state)
+    }
+
+    fn may_start(&self, at: usize, base: u16) -> bool {
+        let expected = self.is_expected(at, base);
+        if !expected {
+            tracing::error!(
+                device = %self.name, queue = at, base,
+                "the ring does not begin where the disk's state says it stopped: this is not the \
+                 machine that the disk came with, and it is not served"
+            );
+        }
+        expected
+    }
+
+    fn start(
+        &self,
+        state: &State<Blk>,
+        at: usize,
+        name: Arc<str>,
+        ring: Vring,
+    ) -> Result<(), Refusal> {
+        let rules = Rules {
+            capacity_bytes: self.disk.geometry().capacity_bytes,
+            read_only: self.disk.read_only(),
+            through: state.through(),
+        };
+        let queue = Box::new(BlkQueue::new(name, ring, rules, state.own.serial));
+        self.disk.start_queue(at, queue)?;
+        if let Some(on_restart) = &state.own.on_restart {
+            on_restart();
+        }
+        Ok(())
+    }
+
+    fn stop(&self, at: usize) -> Result<Option<Vring>, Refusal> {
+        let Some(queue) = self.disk.stop_queue(at)? else {
+            return Ok(None);
+        };
+        let queue: Box<dyn Any> = queue;
+        Ok(queue
+            .downcast()
+            .ok()
+            .map(|queue| BlkQueue::into_ring(*queue)))
+    }
+
+    fn with_ring(
+        &self,
+        at: usize,
+        task: impl FnOnce(&mut Vring) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        self.on_running(at, move |queue| task(queue.ring_mut()))
+    }
+
+    fn features_changed(&self, state: &State<Blk>) -> Result<(), Refusal> {
+        self.through_changed(state)
+    }
+
+    /// At a disconnection the cache mode stands: one that comes back may be the same guest's.
+    fn reset(&self, state: &mut State<Blk>) {
+        self.keep_writeback(&mut state.own, true);
+    }
 }

@@ -13,42 +13,36 @@ use ferry_migration::schema::BlkState;
 use ferry_migration::schema::blk_v1::BlkV1;
 use ferry_migration::schema::queue_v1::QueueV1;
 
-use super::config::feature;
-use super::device::{BlkDevice, ExpectedBases, Ring, State};
+use super::device::{Blk, BlkDevice};
+use super::expected::ExpectedBases;
+use crate::device::{Kind, Ring, State, feature};
 
 impl BlkDevice {
-    /// Whether a front-end has rings running. `None` while the device is busy with a message of its
-    /// front-end, which may be waiting for a disk that does not answer: who asks is not to wait too.
-    pub fn attached(&self) -> Option<bool> {
-        let state = self.try_state()?;
-        Some(state.rings.iter().any(|ring| ring.running))
-    }
-
     /// The device without its queues, as it is announced to a destination.
     pub fn shape(&self) -> BlkV1 {
         self.blk_state(&self.state())
     }
 
-    fn blk_state(&self, state: &State) -> BlkV1 {
-        let geometry = self.disk.geometry();
+    fn blk_state(&self, state: &State<Blk>) -> BlkV1 {
+        let geometry = self.kind.disk.geometry();
         BlkV1 {
             capacity_bytes: geometry.capacity_bytes,
             block_bytes: geometry.block_bytes,
-            num_queues: self.num_queues,
-            read_only: self.disk.read_only(),
+            num_queues: self.num_queues(),
+            read_only: self.kind.disk.read_only(),
             acked_features: state.machine().0,
-            writeback: state.writeback,
-            serial: state.serial,
+            writeback: state.own.writeback,
+            serial: state.own.serial,
         }
     }
 
-    fn queue_states(&self, state: &State) -> Vec<QueueV1> {
+    fn queue_states(&self, state: &State<Blk>) -> Vec<QueueV1> {
         let (features, rings) = state.machine();
         let rings = (0u16..).zip(rings);
         rings
             .map(|(index, ring)| QueueV1 {
                 index,
-                size: Self::ring_size(ring),
+                size: ring.reported_size(),
                 next_avail: ring.base,
                 used_idx: ring.used_idx,
                 enabled: ring.enabled,
@@ -58,7 +52,7 @@ impl BlkDevice {
     }
 
     /// What an imported state must agree with.
-    fn check_import(&self, incoming: &BlkState, state: &State) -> Result<(), LifecycleError> {
+    fn check_import(&self, incoming: &BlkState, state: &State<Blk>) -> Result<(), LifecycleError> {
         let refuse = |why: String| Err(LifecycleError::BadState(why));
         let mine = self.blk_state(state);
         let blk = &incoming.blk;
@@ -74,7 +68,7 @@ impl BlkDevice {
                 blk.block_bytes, mine.block_bytes
             ));
         }
-        let unknown = blk.acked_features & !self.offered();
+        let unknown = blk.acked_features & !self.kind.features();
         if unknown != 0 {
             return refuse(format!(
                 "the guest uses features {unknown:#x}, which are not offered here"
@@ -96,11 +90,11 @@ impl BlkDevice {
 
 impl DiskLifecycle for BlkDevice {
     fn geometry(&self) -> Geometry {
-        self.disk.geometry()
+        self.kind.disk.geometry()
     }
 
     fn flush(&self) -> io::Result<()> {
-        match self.disk.backend().store {
+        match self.kind.disk.backend().store {
             Store::Image(image) => image.flush(),
             Store::Pending { .. } => Err(io::Error::other("the disk is not here")),
             // A thin disk's, which is not moved; the others keep nothing.
@@ -109,33 +103,33 @@ impl DiskLifecycle for BlkDevice {
     }
 
     fn attach_tap(&self, tap: WriteTap) -> Result<(), LifecycleError> {
-        self.disk.attach_tap(tap)
+        self.kind.disk.attach_tap(tap)
     }
 
     fn detach_tap(&self) {
-        if let Err(error) = self.disk.detach_tap() {
-            tracing::error!(device = %self.name, %error, "the tap could not be detached");
+        if let Err(error) = self.kind.disk.detach_tap() {
+            tracing::error!(device = %self.kind.name, %error, "the tap could not be detached");
         }
     }
 
     fn lock_range(&self, range: Range<u64>) -> Result<(), LifecycleError> {
-        self.disk.lock_range(range)
+        self.kind.disk.lock_range(range)
     }
 
     fn unlock_range(&self, mirrored_below: u64) -> Result<(), LifecycleError> {
-        self.disk.unlock_range(mirrored_below)
+        self.kind.disk.unlock_range(mirrored_below)
     }
 
     fn acknowledge(&self, seq: u64) {
-        self.disk.acknowledge(seq);
+        self.kind.disk.acknowledge(seq);
     }
 
     fn read_at(&self, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> io::Result<()> {
-        self.disk.read_at(offset_bytes, buf, len)
+        self.kind.disk.read_at(offset_bytes, buf, len)
     }
 
     fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
-        self.disk.next_data(offset_bytes)
+        self.kind.disk.next_data(offset_bytes)
     }
 
     fn rings_running(&self) -> bool {
@@ -159,28 +153,28 @@ impl DiskLifecycle for BlkDevice {
             // Under the device's lock: a ring that starts meanwhile is held and reported, or was
             // started before and is drained.
             let mut state = self.state();
-            state.on_restart = Some(on_restart);
+            state.own.on_restart = Some(on_restart);
             // What an earlier attempt imported is void.
-            self.expect(None);
-            self.disk.close()?;
+            self.kind.expect(None);
+            self.kind.disk.close()?;
         }
         // Not under it: what is in flight may wait for a message of the front-end.
-        self.disk.drain()
+        self.kind.disk.drain()
     }
 
     fn resume(&self) {
         let mut state = self.state();
-        state.on_restart = None;
-        self.expect(None);
-        if let Err(error) = self.disk.open() {
-            tracing::error!(device = %self.name, %error, "the disk could not be taken into service");
+        state.own.on_restart = None;
+        self.kind.expect(None);
+        if let Err(error) = self.kind.disk.open() {
+            tracing::error!(device = %self.kind.name, %error, "the disk could not be taken into service");
         }
     }
 
     fn await_activation(&self, hook: ActivationHook) -> Result<(), LifecycleError> {
-        self.state().on_restart = None; // an earlier move's, whose end this is
-        let expected = self.expected.clone();
-        self.disk.open_on_first(Box::new(move || {
+        self.state().own.on_restart = None; // an earlier move's, whose end this is
+        let expected = self.kind.expected.clone();
+        self.kind.disk.open_on_first(Box::new(move || {
             let served = hook();
             if served {
                 // The machine has arrived: it may stop and start its rings as it likes.
@@ -213,10 +207,10 @@ impl DiskLifecycle for BlkDevice {
             .map_err(|error| LifecycleError::BadState(error.to_string()))?;
         let mut state = self.state();
         self.check_import(&incoming, &state)?;
-        state.serial = incoming.blk.serial;
-        state.writeback = incoming.blk.writeback;
+        state.own.serial = incoming.blk.serial;
+        state.own.writeback = incoming.blk.writeback;
         let bases = incoming.queues.iter().map(|queue| queue.next_avail);
-        self.expect(Some(ExpectedBases {
+        self.kind.expect(Some(ExpectedBases {
             bases: bases.collect(),
             or_boots: incoming.blk.acked_features == 0,
         }));

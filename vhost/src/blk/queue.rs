@@ -9,8 +9,7 @@ use ferry_dataplane::segments::Segments;
 use ferry_dataplane::slots::Inbox;
 
 use super::parse::{Asked, ID_BYTES, Rules, STATUS_IO_ERROR, STATUS_OK, STATUS_UNSUPPORTED, parse};
-use crate::memory::MemoryMap;
-use crate::vring::{Chain, LogSettings, Vring};
+use crate::vring::{Chain, Vring};
 
 /// A request in hand, by the head of its chain.
 #[derive(Debug, Clone, Copy)]
@@ -46,11 +45,6 @@ impl BlkQueue {
         }
     }
 
-    /// The ring.
-    pub fn ring(&self) -> &Vring {
-        &self.ring
-    }
-
     /// The ring, to be changed between polls.
     pub fn ring_mut(&mut self) -> &mut Vring {
         &mut self.ring
@@ -59,18 +53,6 @@ impl BlkQueue {
     /// Ends the queue.
     pub fn into_ring(self) -> Vring {
         self.ring
-    }
-
-    /// Follows the guest's memory.
-    pub fn set_map(&mut self, map: Arc<MemoryMap>) {
-        if !self.ring.set_map(map) {
-            tracing::warn!(queue = %self.name, "the ring is not in the new memory table; it waits");
-        }
-    }
-
-    /// Follows the front-end's logging.
-    pub fn set_log(&mut self, log: LogSettings) {
-        self.ring.set_log(log);
     }
 
     /// Follows the disk's size.

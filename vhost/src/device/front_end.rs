@@ -7,70 +7,71 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::{Departed, Ring, State};
-use super::{BlkDevice, Refusal, invalid};
-use crate::blk::config::feature;
+use super::{Device, Kind, Refusal, feature};
 use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap};
 use crate::vring::RingAddress;
 
-impl BlkDevice {
-    fn index(state: &State, index: u32) -> Result<usize, Refusal> {
+impl<K: Kind> Device<K> {
+    fn index(state: &State<K>, index: u32) -> Result<usize, Refusal> {
         let at = usize::try_from(index)
             .ok()
             .filter(|&at| at < state.rings.len());
         at.ok_or(Refusal::NoQueue(index))
     }
 
-    fn log_changed(&self, state: &State) -> Result<(), Refusal> {
-        self.each_running(state, |at| {
+    fn log_changed(&self, state: &State<K>) -> Result<(), Refusal> {
+        for at in state.running() {
             let log = state.log_settings(&state.rings[at]);
-            Box::new(move |queue| queue.set_log(log))
-        })
+            self.kind.with_ring(at, move |ring| ring.set_log(log))?;
+        }
+        Ok(())
     }
 
-    pub(in crate::blk) fn set_features(&self, features: u64) -> Result<(), Refusal> {
-        let unknown = features & !self.offered();
+    pub(super) fn set_features(&self, features: u64) -> Result<(), Refusal> {
+        let unknown = features & !self.kind.features();
         if unknown != 0 {
-            return Err(invalid(format_args!(
+            return Err(Refusal::invalid(format_args!(
                 "features {unknown:#x} were not offered"
             )));
         }
         let mut state = self.state();
         state.features = features;
-        let through = state.through();
-        self.each_running(&state, |_| {
-            Box::new(move |queue| queue.set_through(through))
-        })?;
+        self.kind.features_changed(&state)?;
         self.log_changed(&state)
     }
 
-    pub(in crate::blk) fn set_log(&self, log: DirtyLog) -> Result<(), Refusal> {
+    pub(super) fn set_log(&self, log: DirtyLog) -> Result<(), Refusal> {
         let mut state = self.state();
         state.log = Some(Arc::new(log));
         self.log_changed(&state)
     }
 
     /// The region stands until the connection ends. Rings that run keep the one they began with.
-    pub(in crate::blk) fn set_inflight(&self, region: Region) {
+    pub(super) fn set_inflight(&self, region: Region) {
         self.state().inflight = Some(Arc::new(region));
     }
 
     /// Replaces the guest's memory, in the running rings too.
-    pub(in crate::blk) fn change_memory(
+    pub(super) fn change_memory(
         &self,
         change: impl FnOnce(&MemoryMap) -> Result<MemoryMap, crate::memory::MemoryError>,
     ) -> Result<(), Refusal> {
         let mut state = self.state();
-        let map = Arc::new(change(&state.memory).map_err(invalid)?);
+        let map = Arc::new(change(&state.memory).map_err(Refusal::invalid)?);
         state.memory = map.clone();
-        self.each_running(&state, |_| {
-            let map = map.clone();
-            Box::new(move |queue| queue.set_map(map))
-        })?;
+        for at in state.running() {
+            let (map, name) = (map.clone(), self.ring_name(at));
+            self.kind.with_ring(at, move |ring| {
+                if !ring.set_map(map) {
+                    tracing::warn!(queue = %name, "the ring is not in the new memory table; it waits");
+                }
+            })?;
+        }
         self.start_what_can(&mut state)
     }
 
-    pub(in crate::blk) fn set_ring(
+    pub(super) fn set_ring(
         &self,
         index: u32,
         change: impl FnOnce(&mut Ring) -> Result<(), Refusal>,
@@ -78,13 +79,15 @@ impl BlkDevice {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         if state.rings[at].running {
-            return Err(invalid(format_args!("queue {index} runs; stop it first")));
+            return Err(Refusal::invalid(format_args!(
+                "queue {index} runs; stop it first"
+            )));
         }
         change(&mut state.rings[at])
     }
 
     /// Addresses may be set again while the ring runs, to change its logging.
-    pub(in crate::blk) fn set_address(
+    pub(super) fn set_address(
         &self,
         index: u32,
         address: RingAddress,
@@ -105,7 +108,7 @@ impl BlkDevice {
         self.start_what_can(&mut state)
     }
 
-    pub(in crate::blk) fn set_kick(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_kick(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         if state.rings[at].running {
@@ -120,7 +123,7 @@ impl BlkDevice {
         self.start_what_can(&mut state)
     }
 
-    pub(in crate::blk) fn set_call(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_call(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         let call = file.map(eventfd);
@@ -128,10 +131,10 @@ impl BlkDevice {
             state.rings[at].call = call;
             return Ok(());
         }
-        self.on_running(at, move |queue| queue.ring_mut().set_call(call))
+        self.kind.with_ring(at, move |ring| ring.set_call(call))
     }
 
-    pub(in crate::blk) fn set_err(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
+    pub(super) fn set_err(&self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         let err = file.map(eventfd);
@@ -139,10 +142,10 @@ impl BlkDevice {
             state.rings[at].err = err;
             return Ok(());
         }
-        self.on_running(at, move |queue| queue.ring_mut().set_err(err))
+        self.kind.with_ring(at, move |ring| ring.set_err(err))
     }
 
-    pub(in crate::blk) fn set_enabled(&self, index: u32, enabled: bool) -> Result<(), Refusal> {
+    pub(super) fn set_enabled(&self, index: u32, enabled: bool) -> Result<(), Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         state.rings[at].enabled = enabled;
@@ -154,7 +157,7 @@ impl BlkDevice {
 
     /// Stops a ring, drained, and answers its next available index (GET_VRING_BASE). Waits for
     /// local I/O only.
-    pub(in crate::blk) fn take_base(&self, index: u32) -> Result<u16, Refusal> {
+    pub(super) fn take_base(&self, index: u32) -> Result<u16, Refusal> {
         let mut state = self.state();
         let at = Self::index(&state, index)?;
         self.stop(&mut state, at)?;
@@ -164,37 +167,18 @@ impl BlkDevice {
         Ok(ring.base)
     }
 
-    pub(in crate::blk) fn set_writeback(&self, writeback: bool) -> Result<(), Refusal> {
-        let mut state = self.state();
-        self.keep_writeback(&mut state, writeback);
-        let through = state.through();
-        self.each_running(&state, |_| {
-            Box::new(move |queue| queue.set_through(through))
-        })
-    }
-
-    /// A successor must know it, as front-ends do not say it again.
-    fn keep_writeback(&self, state: &mut State, writeback: bool) {
-        if state.writeback != writeback
-            && let Some(own) = &self.tracking.own
-        {
-            own.keep_writeback(writeback);
-        }
-        state.writeback = writeback;
-    }
-
     /// Stops every ring and forgets the driver, as at a reset of the device.
-    pub(in crate::blk) fn reset(&self) {
+    pub(super) fn reset(&self) {
         let mut state = self.state();
         self.forget_driver(&mut state);
         state.departed = None;
-        self.keep_writeback(&mut state, true);
+        self.kind.reset(&mut state);
     }
 
-    fn forget_driver(&self, state: &mut State) {
+    fn forget_driver(&self, state: &mut State<K>) {
         for at in 0..state.rings.len() {
             if let Err(error) = self.stop(state, at) {
-                tracing::error!(device = %self.name, %error, "a ring could not be stopped");
+                tracing::error!(device = self.kind.name(), %error, "a ring could not be stopped");
             }
         }
         let rest = |ring: &Ring| Ring {
@@ -214,14 +198,15 @@ impl BlkDevice {
         state.features = 0;
     }
 
-    /// The front-end is gone. One that comes back may be the same guest's, whose cache mode stands.
-    pub(in crate::blk) fn disconnect(&self) {
+    /// The front-end is gone.
+    pub(super) fn disconnect(&self) {
         let mut state = self.state();
         self.forget_driver(&mut state);
         state.memory = Arc::default();
         state.log = None;
         state.inflight = None;
         state.channel = None;
+        self.kind.disconnected(&mut state);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The vhost-user messages of a block device's front-end, each turned into one call on the device.
+//! The vhost-user messages of a device's front-end, each turned into one call on the device.
 //! Offsets, sizes and indexes come from outside: whatever makes no sense is refused, and logged.
 
 use std::fs::File;
@@ -15,20 +15,19 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::config::{CONFIG_READ_MAX, WRITEBACK_OFFSET};
-use super::device::{BlkDevice, Refusal};
+use super::{CONFIG_READ_MAX, Device, Kind, Refusal};
 use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap, REGIONS_MAX, RegionSpec};
 use crate::session::Conversation;
 use crate::vring::RingAddress;
 
 /// The messages of one connection.
-pub struct Messages(Arc<BlkDevice>);
+pub struct Messages<K: Kind>(Arc<Device<K>>);
 
-impl Conversation for BlkDevice {
-    type Handler = Mutex<Messages>;
+impl<K: Kind> Conversation for Device<K> {
+    type Handler = Mutex<Messages<K>>;
 
-    fn open(self: &Arc<Self>) -> Arc<Mutex<Messages>> {
+    fn open(self: &Arc<Self>) -> Arc<Mutex<Messages<K>>> {
         Arc::new(Mutex::new(Messages(self.clone())))
     }
 
@@ -41,7 +40,7 @@ impl Conversation for BlkDevice {
     }
 
     fn name(&self) -> &str {
-        &self.name
+        self.kind.name()
     }
 }
 
@@ -82,7 +81,7 @@ fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {
     }
 }
 
-impl VhostUserBackendReqHandlerMut for Messages {
+impl<K: Kind> VhostUserBackendReqHandlerMut for Messages<K> {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
@@ -98,7 +97,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.0.offered())
+        Ok(self.0.kind.features())
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
@@ -106,20 +105,12 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        // Not STATUS: the crate does not carry its messages, and QEMU would send them.
-        let inflight = if self.0.tracking.offered {
+        let inflight = if self.0.kind.tracking().offered {
             VhostUserProtocolFeatures::INFLIGHT_SHMFD
         } else {
             VhostUserProtocolFeatures::empty()
         };
-        Ok(inflight
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::LOG_SHMFD
-            | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::RESET_DEVICE)
+        Ok(inflight | self.0.kind.protocol_features())
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -217,7 +208,7 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(self.0.num_queues().into())
+        Ok(self.0.kind.queue_num())
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
@@ -231,9 +222,8 @@ impl VhostUserBackendReqHandlerMut for Messages {
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
         // Front-ends read more than there is; what is not there reads as zeroes.
-        let mut space = vec![0; CONFIG_READ_MAX];
-        let known = self.0.config_space(&self.0.state());
-        space[..known.len()].copy_from_slice(&known);
+        let mut space = self.0.kind.config(&self.0.state());
+        space.resize(CONFIG_READ_MAX, 0);
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
         match space.get(start..end) {
@@ -246,10 +236,8 @@ impl VhostUserBackendReqHandlerMut for Messages {
         if flags.contains(VhostUserConfigFlags::LIVE_MIGRATION) {
             return Ok(()); // a copy of what this device said itself
         }
-        match (offset as usize, bytes) {
-            (WRITEBACK_OFFSET, &[mode]) => answer(self.0.set_writeback(mode != 0)),
-            _ => refuse("only the cache mode may be written"),
-        }
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        answer(self.0.kind.set_config(&mut self.0.state(), offset, bytes))
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
@@ -259,11 +247,11 @@ impl VhostUserBackendReqHandlerMut for Messages {
     }
 
     fn set_gpu_socket(&mut self, _socket: GpuBackend) -> Result<()> {
-        refuse("a block device has no GPU socket")
+        refuse("the device has no GPU socket")
     }
 
     fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        refuse("a block device shares no objects")
+        refuse("the device shares no objects")
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
@@ -292,18 +280,19 @@ impl VhostUserBackendReqHandlerMut for Messages {
 
     fn set_device_state_fd(
         &mut self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _file: File,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
     ) -> Result<Option<File>> {
-        refuse("device state was not negotiated")
+        let (kind, mut state) = (&self.0.kind, self.0.state());
+        answer(kind.set_device_state(&mut state, direction, phase, own(file)))
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        refuse("device state was not negotiated")
+        answer(self.0.kind.check_device_state(&mut self.0.state()))
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        refuse("a block device shares no memory of its own")
+        refuse("the device shares no memory of its own")
     }
 }

@@ -3,35 +3,47 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ferry_dataplane::lifecycle::RestartHook;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::blk::config::feature;
-use crate::blk::parse::ID_BYTES;
+use super::{Kind, feature};
 use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap};
 use crate::vring::{LogSettings, RingAddress};
 
+/// Ring size reported for a queue that no front-end has set up.
+const RING_SIZE_DEFAULT: u16 = 128;
+
 /// One ring as the front-end describes it.
 #[derive(Debug, Default)]
-pub(in crate::blk) struct Ring {
-    pub size: u16,
-    pub address: Option<RingAddress>,
+pub struct Ring {
+    pub(super) size: u16,
+    pub(super) address: Option<RingAddress>,
     /// Guest address of the used ring, when its writes are logged.
     pub(super) log_used: Option<u64>,
     /// The next available entry to pop, while the ring does not run.
-    pub base: u16,
-    pub used_idx: u16,
+    pub(crate) base: u16,
+    pub(crate) used_idx: u16,
     pub(super) kick: Option<EventFd>,
     pub(super) call: Option<EventFd>,
     pub(super) err: Option<EventFd>,
     /// A kick eventfd, or the wish to be polled, was received since the ring was last stopped.
     pub(super) kicked: bool,
-    pub enabled: bool,
+    pub(crate) enabled: bool,
     /// It is with a worker.
-    pub running: bool,
+    pub(crate) running: bool,
     /// It was, since the front-end came.
     pub(super) ran: bool,
+}
+
+impl Ring {
+    /// Its size, for the device's saved state.
+    pub(crate) fn reported_size(&self) -> u16 {
+        if self.size == 0 {
+            RING_SIZE_DEFAULT
+        } else {
+            self.size
+        }
+    }
 }
 
 /// What a front-end that is gone has left: its machine may be on its way to another host.
@@ -40,50 +52,58 @@ pub(super) struct Departed {
     pub(super) rings: Vec<Ring>,
 }
 
-/// What a front-end negotiated.
-#[derive(Default)]
-pub(in crate::blk) struct State {
-    pub features: u64,
-    pub rings: Vec<Ring>,
+/// What a front-end negotiated, and what the kind keeps with it.
+pub struct State<K: Kind> {
+    pub(crate) features: u64,
+    pub(crate) rings: Vec<Ring>,
     pub(super) memory: Arc<MemoryMap>,
     pub(super) log: Option<Arc<DirtyLog>>,
     /// The front-end's in-flight region.
     pub(super) inflight: Option<Arc<Region>>,
-    /// The guest's cache mode, where it may choose: true for writeback.
-    pub writeback: bool,
-    pub serial: [u8; ID_BYTES],
-    /// Told when a ring is started while the disk is out of service.
-    pub on_restart: Option<RestartHook>,
     /// Where the front-end listens to the back-end.
-    pub channel: Option<OwnedFd>,
+    pub(super) channel: Option<OwnedFd>,
     /// Until a ring is started again.
     pub(super) departed: Option<Departed>,
+    /// The kind's.
+    pub(crate) own: K::Own,
 }
 
-impl State {
+impl<K: Kind> State<K> {
+    pub(super) fn new(num_queues: u16, own: K::Own) -> State<K> {
+        State {
+            features: 0,
+            rings: (0..num_queues).map(|_| Ring::default()).collect(),
+            memory: Arc::default(),
+            log: None,
+            inflight: None,
+            channel: None,
+            departed: None,
+            own,
+        }
+    }
+
     /// The last machine need not come back: another may boot as well.
-    pub fn forget_departed(&mut self) {
+    pub(crate) fn forget_departed(&mut self) {
         if let Some(departed) = &mut self.departed {
             departed.features = 0;
         }
     }
 
     /// Features and rings of the machine that drives the device, or of the one that did last.
-    pub fn machine(&self) -> (u64, &[Ring]) {
+    pub(crate) fn machine(&self) -> (u64, &[Ring]) {
         match &self.departed {
             Some(departed) => (departed.features, &departed.rings),
             None => (self.features, &self.rings),
         }
     }
 
-    pub(super) fn has(&self, feature: u64) -> bool {
+    pub(crate) fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
 
-    /// Without a cache that the guest can flush, or when it turned the cache off, writes are
-    /// durable at completion.
-    pub(super) fn through(&self) -> bool {
-        !self.has(feature::BLK_FLUSH) || !self.writeback
+    /// The rings that workers have.
+    pub(crate) fn running(&self) -> impl Iterator<Item = usize> {
+        (0..self.rings.len()).filter(|&at| self.rings[at].running)
     }
 
     pub(super) fn log_settings(&self, ring: &Ring) -> LogSettings {

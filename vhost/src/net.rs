@@ -1,0 +1,13 @@
+//! The virtio network device (virtio 1.2, section 5.1).
+
+pub mod config;
+pub mod control;
+pub mod filter;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// Whether a frame to this address is for many, the broadcast included.
+pub(crate) fn is_group(mac: Mac) -> bool {
+    mac[0] & 1 != 0
+}
