@@ -3,6 +3,7 @@
 mod blk;
 mod churn;
 mod device;
+mod net;
 mod peers;
 mod scale;
 mod size;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use ferry_bench::error::BenchError;
 
-/// Load on virtual disks, and proof that they kept what they were given.
+/// Load on virtual disks and NICs, and proof that they kept what they were given.
 #[derive(Debug, Parser)]
 #[command(name = "ferry-bench", version, about, propagate_version = true)]
 struct Cli {
@@ -27,6 +28,8 @@ enum Command {
     Blk(blk::Args),
     /// The verified load on a block device or file, with O_DIRECT and io_uring
     Device(device::Args),
+    /// Frames through any vhost-user-net server, sent at one port and judged at another
+    Net(net::Args),
     /// Ferry beside its peers, in one table of ratios
     Peers(peers::Args),
     /// What idle disks cost, what waking up costs, and what a second worker brings
@@ -43,6 +46,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match cli.command {
         Command::Blk(args) => blk::run(args),
         Command::Device(args) => device::run(args),
+        Command::Net(args) => net::run(args),
         Command::Peers(args) => peers::run(&args),
         Command::Scale(args) => scale::run(args),
         Command::Stock(args) => stock::run(&args),

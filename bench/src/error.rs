@@ -40,6 +40,15 @@ pub enum BenchError {
         /// What is waiting on this queue.
         in_flight: usize,
     },
+    /// No frame came through.
+    #[error(
+        "no frame came through within {} s; check that the server forwards between the two sockets, \
+         or raise --wait", after.as_secs_f64()
+    )]
+    Unheard {
+        /// How long we waited.
+        after: Duration,
+    },
     /// A program that is measured did not do what it should.
     #[error("{peer} cannot be measured: {said}; look whether it runs by itself, or leave it out")]
     Peer {

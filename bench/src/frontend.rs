@@ -1,10 +1,11 @@
-//! A vhost-user block front-end: what a VMM and the driver in its guest do.
+//! A vhost-user front-end: what a VMM and the driver in its guest do.
 //!
 //! ```text
 //!   GuestMemory    memfds, mapped here and by the server
 //!   GuestDevice    rings and eventfds in that memory; outlives any server
 //!   Vmm            control: one connection to one server; start, stop, dirty log
 //!   BlkQueue       data: one ring, one owner thread; submit, commit, pop, wait
+//!   net            data of a NIC: a ring of frames to send, one of frames received
 //! ```
 //!
 //! A live migration is modelled by two `Vmm`s and one `GuestDevice`: stop at the
@@ -20,6 +21,7 @@ mod error;
 mod express;
 mod log;
 mod memory;
+pub mod net;
 mod options;
 mod pool;
 mod queue;
@@ -34,7 +36,7 @@ pub use error::VmmError;
 pub use express::{ExpressOptions, ExpressQueue};
 pub use log::{DirtyLog, LOG_PAGE};
 pub use memory::{DEFAULT_BASE, GuestMemory, MemoryError, View};
-pub use options::{InflightRegion, VmmOptions};
+pub use options::{DeviceKind, InflightRegion, VmmOptions};
 pub use pool::BufferPool;
 pub use queue::{BlkQueue, Completion, QueueError, QueueOptions, RANGES_MAX, Segment, Token};
 pub use raw::RawReply;

@@ -1,6 +1,6 @@
-//! Load on block devices, and proof that they kept what they were given.
+//! Load on virtual disks and NICs, and proof that they kept what they were given.
 //!
-//! - [`frontend`]: a vhost-user block front-end, for the load generator, the
+//! - [`frontend`]: a vhost-user front-end, for the load generator, the
 //!   demo and the tests.
 //! - [`stamp`]: a verified load as pure logic: what to do next, and what a
 //!   correct disk may answer.
@@ -11,6 +11,8 @@
 //!   second worker brings.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
+//! - [`net`]: frames through a vhost-user-net server, sent at one port and judged
+//!   at another.
 //! - [`draw`]: the blocks of a load that is not verified.
 //! - [`churn`]: devices attached, used and detached again and again at a daemon.
 
@@ -20,6 +22,7 @@ pub mod device;
 pub mod draw;
 pub mod error;
 pub mod frontend;
+pub mod net;
 pub mod peers;
 pub mod rng;
 pub mod scale;

@@ -79,7 +79,7 @@ pub enum VmmError {
 
 fn connect_mend(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::NotFound => "start the server, or correct --socket-path",
+        io::ErrorKind::NotFound => "start the server, or correct the path",
         io::ErrorKind::ConnectionRefused => {
             "the server that made this socket is gone, or it serves another client; start it again"
         }

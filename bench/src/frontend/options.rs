@@ -7,11 +7,33 @@ use std::time::Duration;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserInflight;
 
-use super::blk::feature;
+use super::blk::{BlkConfig, feature};
+use super::net::{self, NetConfig};
+
+/// The kind of device behind the socket, where the control side has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A disk, whose configuration space must be readable.
+    Blk,
+    /// A NIC: rings in pairs, and perhaps a configuration space.
+    Net,
+}
+
+impl DeviceKind {
+    /// Bytes of the configuration space that are read.
+    pub(super) fn config_bytes(self) -> u32 {
+        match self {
+            DeviceKind::Blk => BlkConfig::BYTES,
+            DeviceKind::Net => NetConfig::BYTES,
+        }
+    }
+}
 
 /// What to negotiate and how.
 #[derive(Debug, Clone)]
 pub struct VmmOptions {
+    /// What the server serves.
+    pub kind: DeviceKind,
     /// Virtio features to accept where offered (LOG_ALL is handled apart).
     pub features: u64,
     /// Virtio features without which `connect` fails; what the driver already
@@ -32,6 +54,7 @@ impl Default for VmmOptions {
     fn default() -> Self {
         use VhostUserProtocolFeatures as P;
         Self {
+            kind: DeviceKind::Blk,
             features: feature::VERSION_1
                 | feature::EVENT_IDX
                 | feature::INDIRECT
@@ -54,6 +77,25 @@ impl Default for VmmOptions {
             memory_by_slots: false,
             kick_on_start: true,
             reply_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl VmmOptions {
+    /// For a NIC. Nothing of its rings is kept for a successor: what was in
+    /// flight is lost, as frames may be.
+    pub fn net() -> Self {
+        use VhostUserProtocolFeatures as P;
+        Self {
+            kind: DeviceKind::Net,
+            features: net::feature::VERSION_1
+                | net::feature::EVENT_IDX
+                | net::feature::INDIRECT
+                | net::feature::MRG_RXBUF
+                | net::feature::MAC
+                | net::feature::MQ,
+            protocol: P::MQ | P::CONFIG | P::REPLY_ACK,
+            ..Self::default()
         }
     }
 }

@@ -27,13 +27,14 @@ use super::device::GuestDevice;
 use super::error::{VmmError, sort};
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
-use super::options::{InflightRegion, VmmOptions};
+use super::net::{self, NetConfig};
+use super::options::{DeviceKind, InflightRegion, VmmOptions};
 use super::raw::{self, RawReply};
 use super::watch::{PeerWatch, Watchdog};
 
 const LOG_FLAG: u32 = 1;
 
-/// A connection to a vhost-user-blk server. Dropping it closes the connection.
+/// A connection to a vhost-user server. Dropping it closes the connection.
 pub struct Vmm {
     frontend: Frontend,
     stream: UnixStream,
@@ -42,8 +43,10 @@ pub struct Vmm {
     offered: u64,
     acked: u64,
     protocol: VhostUserProtocolFeatures,
-    queues_max: u16,
-    config: BlkConfig,
+    /// What GET_QUEUE_NUM said.
+    queues_told: u16,
+    /// The configuration space; empty if the server has none to read.
+    config: Vec<u8>,
     /// What the server was shown last.
     shown: Option<GuestMemory>,
     running: Option<GuestDevice>,
@@ -55,7 +58,7 @@ impl std::fmt::Debug for Vmm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vmm")
             .field("acked", &self.acked)
-            .field("config", &self.config)
+            .field("kind", &self.options.kind)
             .field("running", &self.running.is_some())
             .finish_non_exhaustive()
     }
@@ -82,8 +85,8 @@ impl Vmm {
             offered: 0,
             acked: 0,
             protocol: VhostUserProtocolFeatures::empty(),
-            queues_max: 1,
-            config: BlkConfig::default(),
+            queues_told: 1,
+            config: Vec::new(),
             shown: None,
             running: None,
             log: None,
@@ -112,7 +115,8 @@ impl Vmm {
         let offered = self.call("GET_PROTOCOL_FEATURES", |f| f.get_protocol_features())?;
         self.protocol = offered & self.options.protocol;
         let protocol = self.protocol;
-        if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+        let has_config = protocol.contains(VhostUserProtocolFeatures::CONFIG);
+        if !has_config && self.options.kind == DeviceKind::Blk {
             return Err(VmmError::Missing {
                 what: "the CONFIG protocol feature",
             });
@@ -124,26 +128,56 @@ impl Vmm {
             self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         if protocol.contains(VhostUserProtocolFeatures::MQ) {
-            let num = self.call("GET_QUEUE_NUM", |f| f.get_queue_num())?;
-            self.queues_max = u16::try_from(num).unwrap_or(u16::MAX);
+            self.queues_told = self.ask_queues()?;
         }
-        self.reload_config()?;
+        if has_config {
+            self.read_config()?;
+        }
         Ok(())
     }
 
-    /// Reads the configuration space again.
-    pub fn reload_config(&mut self) -> Result<BlkConfig, VmmError> {
-        let (_, raw) = self.call("GET_CONFIG", |f| {
-            let blank = [0; BlkConfig::BYTES as usize];
-            f.get_config(0, BlkConfig::BYTES, VhostUserConfigFlags::empty(), &blank)
-        })?;
-        self.config = BlkConfig::parse(&raw);
-        Ok(self.config)
+    /// GET_QUEUE_NUM. A network server answers in pairs, and the crate takes the
+    /// answer for the number of rings: it would then refuse to name the second
+    /// ring of the last pair. So that question goes past the crate.
+    fn ask_queues(&mut self) -> Result<u16, VmmError> {
+        let num = match self.options.kind {
+            DeviceKind::Blk => self.call("GET_QUEUE_NUM", |f| f.get_queue_num())?,
+            DeviceKind::Net => {
+                let code = u32::from(FrontendReq::GET_QUEUE_NUM);
+                let reply = self.raw_request(code, 0, &[], &[], true)?;
+                let body = reply.and_then(|r| r.body.try_into().ok());
+                u64::from_ne_bytes(body.ok_or(VmmError::Misuse(
+                    "the server's answer to GET_QUEUE_NUM is not 8 bytes; it does not speak vhost-user",
+                ))?)
+            }
+        };
+        Ok(u16::try_from(num).unwrap_or(u16::MAX))
     }
 
-    /// The configuration as last read.
+    fn read_config(&mut self) -> Result<(), VmmError> {
+        let blank = vec![0; self.options.kind.config_bytes() as usize];
+        let bytes = self.options.kind.config_bytes();
+        let (_, raw) = self.call("GET_CONFIG", |f| {
+            f.get_config(0, bytes, VhostUserConfigFlags::empty(), &blank)
+        })?;
+        self.config = raw;
+        Ok(())
+    }
+
+    /// Reads a disk's configuration space again.
+    pub fn reload_config(&mut self) -> Result<BlkConfig, VmmError> {
+        self.read_config()?;
+        Ok(self.config())
+    }
+
+    /// A disk's configuration as last read.
     pub fn config(&self) -> BlkConfig {
-        self.config
+        BlkConfig::parse(&self.config)
+    }
+
+    /// A NIC's configuration, if the server lets it be read.
+    pub fn net_config(&self) -> Option<NetConfig> {
+        NetConfig::parse(&self.config, self.acked)
     }
 
     /// Virtio features in force, LOG_ALL aside. A [`GuestDevice`]'s queues are
@@ -162,12 +196,19 @@ impl Vmm {
         self.protocol
     }
 
-    /// Most queues: the lesser of what the server and the configuration say.
+    /// Most rings: the lesser of what the server and the configuration say. Of a
+    /// NIC both speak of pairs.
     pub fn queues_max(&self) -> u16 {
-        if self.acked & feature::MQ == 0 {
-            return 1;
+        match self.options.kind {
+            DeviceKind::Blk if self.acked & feature::MQ == 0 => 1,
+            DeviceKind::Blk => self.queues_told.min(self.config().num_queues).max(1),
+            DeviceKind::Net => {
+                let config = self.net_config().and_then(|c| c.pairs_max);
+                let pairs = self.queues_told.min(config.unwrap_or(u16::MAX)).max(1);
+                let several = self.acked & net::feature::MQ != 0;
+                if several { pairs.saturating_mul(2) } else { 2 }
+            }
         }
-        self.queues_max.min(self.config.num_queues).max(1)
     }
 
     /// Whether rings run.

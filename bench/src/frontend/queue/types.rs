@@ -120,6 +120,20 @@ pub enum QueueError {
         /// How many requests it could have completed.
         in_flight: u16,
     },
+    /// The server says that it wrote more than the buffer holds.
+    #[error("the server wrote {written} bytes to a buffer of {room}; its used ring is broken")]
+    Overrun {
+        /// What it says.
+        written: u32,
+        /// What the buffer holds.
+        room: usize,
+    },
+    /// A frame's header says that it lies in an impossible number of buffers.
+    #[error("the server put a frame into {buffers} buffers; its frame headers are broken")]
+    Merged {
+        /// What it says.
+        buffers: u16,
+    },
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
