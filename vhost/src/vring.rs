@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::inflight::Tracker;
 use crate::memory::{DirtyLog, MemoryMap};
-pub use chain::{Buffer, Chain};
+pub use chain::{Buffer, Chain, copy_bytes, length, push_bytes};
 
 /// Largest ring that virtio allows.
 pub const RING_SIZE_MAX: u16 = 32768;
@@ -351,6 +351,22 @@ impl Vring {
         self.next_avail = self.next_avail.wrapping_add(1);
         if let Some(tracker) = &mut self.setup.tracker {
             tracker.popped(head);
+        }
+    }
+
+    /// The last `count` entries taken are to be taken again. For rings without a tracker, of which
+    /// nothing was given back since.
+    pub fn put_back(&mut self, count: u16) {
+        debug_assert!(self.setup.tracker.is_none() && self.recovered.is_empty());
+        self.next_avail = self.next_avail.wrapping_sub(count);
+    }
+
+    /// Marks the memory behind segments of the newest map.
+    pub fn mark_new(&mut self, segments: &Segments) {
+        if self.setup.log.all {
+            let generation = self.hold();
+            self.mark_segments(generation, segments);
+            self.unhold(generation);
         }
     }
 

@@ -9,7 +9,7 @@ use ferry_dataplane::segments::Segments;
 
 use super::config::{DISCARD_SECTORS_MAX, REQUEST_BYTES_MAX, WRITE_ZEROES_SECTORS_MAX};
 use crate::memory::MemoryMap;
-use crate::vring::{Buffer, Chain};
+use crate::vring::{Buffer, Chain, copy_bytes, length, push_bytes};
 
 /// Status byte: done.
 pub const STATUS_OK: u8 = 0;
@@ -189,19 +189,10 @@ fn range(op: Op, sector: u64, len_bytes: u64, rules: &Rules, tag: u32) -> Result
     }
 }
 
-fn length(buffers: &[Buffer]) -> u64 {
-    buffers.iter().map(|b| u64::from(b.len)).sum()
-}
-
 /// Copies `into.len()` bytes from byte `skip` of the buffers.
 fn gather(buffers: &[Buffer], skip: u64, into: &mut [u8], map: &MemoryMap) -> Result<(), u8> {
-    let mut done = 0;
-    pieces(buffers, skip, into.len() as u64, |guest, len| {
-        let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let read = map.read(guest, &mut into[done..done + len]);
-        done += len;
-        read
-    })
+    let copied = copy_bytes(buffers, skip, into, map);
+    copied.then_some(()).ok_or(STATUS_IO_ERROR)
 }
 
 /// Adds `len` bytes from byte `skip` of the buffers to the segments.
@@ -212,42 +203,8 @@ fn push(
     map: &MemoryMap,
     segments: &mut Segments,
 ) -> Result<(), u8> {
-    pieces(buffers, skip, len, |guest, len| {
-        map.push_segments(guest, len, segments)
-    })
-}
-
-/// Calls `visit` with each run of bytes `skip..skip + len` of the buffers, until it says no. Too few
-/// bytes are an I/O error.
-fn pieces(
-    buffers: &[Buffer],
-    skip: u64,
-    len: u64,
-    mut visit: impl FnMut(u64, u64) -> bool,
-) -> Result<(), u8> {
-    let (mut skip, mut left) = (skip, len);
-    for buffer in buffers {
-        if left == 0 {
-            break;
-        }
-        let size = u64::from(buffer.len);
-        if skip >= size {
-            skip -= size;
-            continue;
-        }
-        let piece = (size - skip).min(left);
-        let guest = buffer.guest.checked_add(skip).ok_or(STATUS_IO_ERROR)?;
-        if !visit(guest, piece) {
-            return Err(STATUS_IO_ERROR);
-        }
-        left -= piece;
-        skip = 0;
-    }
-    if left == 0 {
-        Ok(())
-    } else {
-        Err(STATUS_IO_ERROR)
-    }
+    let pushed = push_bytes(buffers, skip, len, map, segments);
+    pushed.then_some(()).ok_or(STATUS_IO_ERROR)
 }
 
 #[cfg(test)]

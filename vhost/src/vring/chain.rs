@@ -1,7 +1,10 @@
 //! Chains of descriptors: copied once, and only the copy is checked.
 #![allow(unsafe_code)]
 
+use ferry_dataplane::segments::Segments;
+
 use super::{CHAIN_MAX, DESC_BYTES, Vring};
+use crate::memory::MemoryMap;
 
 pub(super) const DESC_NEXT: u16 = 1;
 pub(super) const DESC_WRITE: u16 = 2;
@@ -51,6 +54,70 @@ impl Chain {
     pub fn writable(&self) -> &[Buffer] {
         &self.buffers[self.writable_from..]
     }
+}
+
+/// Bytes in all the buffers.
+pub fn length(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|b| u64::from(b.len)).sum()
+}
+
+/// Copies `into.len()` bytes from byte `skip` of the buffers; false when there are not so many, or they
+/// are not guest memory.
+#[must_use]
+pub fn copy_bytes(buffers: &[Buffer], skip: u64, into: &mut [u8], map: &MemoryMap) -> bool {
+    let mut done = 0;
+    pieces(buffers, skip, into.len() as u64, |guest, len| {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let read = map.read(guest, &mut into[done..done + len]);
+        done += len;
+        read
+    })
+}
+
+/// Adds `len` bytes from byte `skip` of the buffers to the segments; false when there are not so many,
+/// they are not guest memory, or the segments are full.
+#[must_use]
+pub fn push_bytes(
+    buffers: &[Buffer],
+    skip: u64,
+    len: u64,
+    map: &MemoryMap,
+    segments: &mut Segments,
+) -> bool {
+    pieces(buffers, skip, len, |guest, len| {
+        map.push_segments(guest, len, segments)
+    })
+}
+
+/// Calls `visit` with each run of bytes `skip..skip + len` of the buffers, until it says no; false
+/// then, and when there are too few bytes.
+fn pieces(
+    buffers: &[Buffer],
+    skip: u64,
+    len: u64,
+    mut visit: impl FnMut(u64, u64) -> bool,
+) -> bool {
+    let (mut skip, mut left) = (skip, len);
+    for buffer in buffers {
+        if left == 0 {
+            break;
+        }
+        let size = u64::from(buffer.len);
+        if skip >= size {
+            skip -= size;
+            continue;
+        }
+        let piece = (size - skip).min(left);
+        let Some(guest) = buffer.guest.checked_add(skip) else {
+            return false;
+        };
+        if !visit(guest, piece) {
+            return false;
+        }
+        left -= piece;
+        skip = 0;
+    }
+    left == 0
 }
 
 impl Vring {
