@@ -18,6 +18,7 @@
 mod back_channel;
 pub mod blk;
 pub mod device;
+mod early;
 pub mod inflight;
 pub mod memory;
 pub mod net;

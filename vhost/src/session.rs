@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::back_channel::channel_ahead;
+use crate::early::enable_ahead;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserBackendReqHandler};
 
 /// A device that can be driven over a socket.
@@ -162,8 +163,14 @@ fn accept<D: Conversation>(listener: &UnixListener, device: &Arc<D>, shared: &Sh
 fn serve<D: Conversation>(stream: UnixStream, device: &Arc<D>) {
     tracing::info!(device = device.name(), "front-end connected");
     let ahead = stream.try_clone().ok();
-    let mut requests = BackendReqHandler::from_stream(stream, device.open());
+    let handler = device.open();
+    let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
     loop {
+        if let Some(ahead) = &ahead
+            && enable_ahead(ahead, &*handler)
+        {
+            continue;
+        }
         if let Some(channel) = ahead.as_ref().and_then(channel_ahead) {
             device.channel(channel);
         }
