@@ -112,6 +112,24 @@ pub const THIN_FILE_BYTES_MAX: u64 = 64 << 40;
 /// How soon a job that found the queue of thin disks full is tried again, in nanoseconds.
 pub const THIN_RETRY_NS: u64 = 200_000;
 
+/// Frames taken from one queue of a NIC before the worker turns to the next.
+pub const FRAME_BUDGET: usize = 64;
+
+/// Frames read from a tap in one call at most.
+pub const TAP_BATCH: u16 = 64;
+
+/// Frames on their way to a tap.
+pub const TAP_WRITES: u16 = 256;
+
+/// Frames that are kept for a guest whose queues stand still.
+pub const CAPTURE_FRAMES: usize = 512;
+
+/// Ports of one bridge.
+pub const PORTS_PER_BRIDGE: u16 = 1024;
+
+/// Bridges of one worker.
+pub const BRIDGES_PER_WORKER: usize = 256;
+
 const _: () = assert!(SLOTS_PER_WORKER + QUEUES_PER_WORKER + 16 <= COMPLETION_ENTRIES as usize);
 const _: () = assert!(BOUNCE_BYTES.is_multiple_of(BLOCK_BYTES_MAX));
 const _: () = assert!(BOUNCE_BUFFERS < BUFFERS_PER_WORKER as usize);

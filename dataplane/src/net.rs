@@ -24,6 +24,7 @@
 //! A guest may change its memory at any time. What was checked holds for a copy of the bytes only;
 //! [`offload`] therefore looks again at what it works on, and never writes outside it.
 
+pub mod bridge;
 mod checksum;
 pub mod counters;
 pub mod features;
@@ -31,8 +32,11 @@ pub mod frame;
 mod gso;
 pub mod header;
 pub mod limit;
+pub mod nic;
 pub mod offload;
 mod packet;
+pub mod queue;
 #[cfg(test)]
 mod sample;
 pub mod table;
+pub mod tap;

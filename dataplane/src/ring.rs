@@ -19,6 +19,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::buffer::AlignedBuf;
 use crate::limits::{COMPLETION_ENTRIES, FIRST_BATCH, SUBMISSION_ENTRIES};
+use crate::segments::Segments;
 use crate::slots::Slot;
 use registered::Registered;
 pub(crate) use registered::Target;
@@ -32,8 +33,49 @@ pub(crate) enum Token {
     Kick(u32, u32),
     /// The command eventfd.
     Wake,
+    /// Something of a bridge.
+    Net(u32, NetOp),
     /// Something whose result nobody needs.
     Ignore,
+}
+
+/// What a bridge asks of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NetOp {
+    /// A guest's kick.
+    Kick { port: u16, queue: u16 },
+    /// A tap has frames.
+    Poll { port: u16 },
+    /// A frame of a tap, into this buffer of the port's.
+    Read { port: u16, index: u16 },
+    /// A frame to a tap, from this place of the port's.
+    Write { port: u16, index: u16 },
+}
+
+/// Bits of a token for a port, and for what is in it.
+const PORT_BITS: u32 = 14;
+
+impl NetOp {
+    fn pack(self) -> u64 {
+        let (kind, port, index) = match self {
+            NetOp::Kick { port, queue } => (0, port, queue),
+            NetOp::Poll { port } => (1, port, 0),
+            NetOp::Read { port, index } => (2, port, index),
+            NetOp::Write { port, index } => (3, port, index),
+        };
+        kind << 30 | u64::from(port) << 16 | u64::from(index)
+    }
+
+    fn unpack(data: u32) -> NetOp {
+        let port = u16::try_from(data >> 16 & ((1 << PORT_BITS) - 1)).expect("masked");
+        let index = u16::try_from(data & 0xffff).expect("masked");
+        match data >> 30 {
+            0 => NetOp::Kick { port, queue: index },
+            1 => NetOp::Poll { port },
+            2 => NetOp::Read { port, index },
+            _ => NetOp::Write { port, index },
+        }
+    }
 }
 
 impl Token {
@@ -43,6 +85,7 @@ impl Token {
             Token::Kick(queue, generation) => {
                 1 << 62 | u64::from(generation & 0x3fff_ffff) << 32 | u64::from(queue)
             }
+            Token::Net(bridge, op) => u64::from(bridge + 1) << 32 | op.pack(),
             Token::Wake => 2 << 62,
             Token::Ignore => 3 << 62,
         }
@@ -52,6 +95,7 @@ impl Token {
         let low = u32::try_from(data & 0xffff_ffff).expect("masked");
         let high = u32::try_from(data >> 32 & 0x3fff_ffff).expect("masked");
         match data >> 62 {
+            0 if high > 0 => Token::Net(high - 1, NetOp::unpack(low)),
             0 => Token::Slot(low),
             1 => Token::Kick(low, high),
             2 => Token::Wake,
@@ -249,6 +293,43 @@ impl Ring {
         let entry = transfer(target, kind, offset_bytes, run, write_flags(slot), memory);
         // SAFETY: the slot holds the buffer until the CQE, by the module's invariant.
         unsafe { self.push_slot((id, slot), target, entry) }
+    }
+
+    /// A frame of a tap into `buffer`, if one is there: it does not wait.
+    pub fn read_frame(
+        &mut self,
+        fd: RawFd,
+        buffer: &mut AlignedBuf,
+        (bridge, op): (u32, NetOp),
+    ) -> io::Result<()> {
+        let entry = opcode::Read::new(types::Fd(fd), buffer.as_mut_ptr(), length(buffer.len()))
+            .offset(u64::MAX)
+            .rw_flags(libc::RWF_NOWAIT)
+            .build();
+        // SAFETY: the buffer stays in its tap, which is kept until `reading` is back to none, and is
+        // not looked at before its CQE (see `net/bridge.rs`).
+        unsafe { self.push(entry, Token::Net(bridge, op)) }
+    }
+
+    /// A frame to a tap, from `segments`.
+    pub fn write_frame(
+        &mut self,
+        fd: RawFd,
+        segments: &Segments,
+        (bridge, op): (u32, NetOp),
+    ) -> io::Result<()> {
+        let (iovecs, count) = segments.as_iovecs();
+        let entry = opcode::Writev::new(types::Fd(fd), iovecs, count)
+            .offset(u64::MAX)
+            .build();
+        // SAFETY: the segments stay in their place of the tap, which is not used again before the CQE;
+        // the memory is the tap's own, or a guest's whose queue waits for the frame (`in_flight`).
+        unsafe { self.push(entry, Token::Net(bridge, op)) }
+    }
+
+    /// One CQE when `fd` becomes readable.
+    pub fn poll_frames(&mut self, fd: RawFd, (bridge, op): (u32, NetOp)) -> io::Result<()> {
+        self.arm(fd, Token::Net(bridge, op))
     }
 
     /// fdatasync.

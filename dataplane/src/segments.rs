@@ -92,6 +92,15 @@ impl Segments {
         true
     }
 
+    /// Adds the first `len` bytes of a buffer of the engine's own, which stays in place until the kernel
+    /// has ended with it; false when there is no room for it.
+    #[must_use]
+    pub(crate) fn push_own(&mut self, buffer: &mut crate::buffer::AlignedBuf, len: usize) -> bool {
+        assert!(len <= buffer.len(), "a run inside its buffer");
+        // SAFETY: mapped while the buffer lives, which the caller keeps.
+        self.push(unsafe { Segment::new(buffer.as_mut_ptr(), len) })
+    }
+
     /// The runs, in order.
     pub fn as_slice(&self) -> &[Segment] {
         &self.storage[..self.used]
@@ -139,6 +148,23 @@ impl Segments {
             // SAFETY: as in `copy_out`, the other way round.
             unsafe { std::ptr::copy_nonoverlapping(buf[done..done + len].as_ptr(), guest, len) };
             done += len;
+        });
+        done
+    }
+
+    /// Copies bytes `from..from + len` to bytes `at..` of `to`; returns how many found room. The two may
+    /// overlap: they are guests' memory, and a guest may have two NICs.
+    pub fn copy_across(&self, from: usize, to: &Segments, at: usize, len: usize) -> usize {
+        let mut done = 0;
+        self.walk(from, len, |source, piece| {
+            let mut off = 0;
+            to.walk(at + done, piece, |target, run| {
+                // SAFETY: `walk` stays inside one segment on either side, mapped by the module's
+                // invariant, and gives `to` no more than `piece` bytes in all.
+                unsafe { std::ptr::copy(source.add(off), target, run) };
+                off += run;
+            });
+            done += off;
         });
         done
     }

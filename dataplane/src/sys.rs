@@ -192,3 +192,86 @@ pub fn direct_io_align(file: &File) -> io::Result<DirectIoAlign> {
         offset_bytes: stat.stx_dio_offset_align,
     })
 }
+
+/// `TUNSETOFFLOAD`: checksums may be left to the receiver.
+pub const TUN_F_CSUM: u32 = 0x01;
+/// TCP over IPv4 may come unsegmented.
+pub const TUN_F_TSO4: u32 = 0x02;
+/// TCP over IPv6 may.
+pub const TUN_F_TSO6: u32 = 0x04;
+/// Such frames may have ECN bits.
+pub const TUN_F_TSO_ECN: u32 = 0x08;
+/// UDP over IPv4 and IPv6 may come unsegmented (Linux 6.2).
+pub const TUN_F_USO: u32 = 0x20 | 0x40;
+
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
+
+fn interface(name: &str, flags: i16) -> libc::ifreq {
+    // SAFETY: all zeroes are an `ifreq` without a name.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    let room = request.ifr_name.len() - 1;
+    for (to, &from) in request.ifr_name[..room].iter_mut().zip(name.as_bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = flags;
+    request
+}
+
+fn name_of(request: &libc::ifreq) -> String {
+    let bytes = request.ifr_name.iter().map(|&byte| byte.cast_unsigned());
+    let name: Vec<u8> = bytes.take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+/// Makes an open `/dev/net/tun` a queue of the tap interface `name`, with virtio-net headers; returns
+/// the name that the kernel gave it.
+pub fn tun_set_interface(file: &File, name: &str, multi_queue: bool) -> io::Result<String> {
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    let flags = u16::try_from(flags)
+        .expect("flags of 16 bits")
+        .cast_signed();
+    let mut request = interface(name, flags);
+    // SAFETY: the call reads and writes one `ifreq`, which lives through it.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
+    Ok(name_of(&request))
+}
+
+/// The interface that a tun descriptor is a queue of; an error when it is no tap with headers.
+pub fn tun_interface(file: &File) -> io::Result<String> {
+    let mut request = interface("", 0);
+    // SAFETY: the call writes one `ifreq`, which lives through it.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+    // SAFETY: the call has set the flags.
+    let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags }.cast_unsigned());
+    let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if flags & wanted != wanted {
+        return Err(io::Error::other(
+            "the descriptor is no tap device with IFF_NO_PI and IFF_VNET_HDR",
+        ));
+    }
+    Ok(name_of(&request))
+}
+
+/// Sets the bytes of the header before each frame, little-endian.
+pub fn tun_set_header_bytes(file: &File, bytes: usize) -> io::Result<()> {
+    let (bytes, little) = (libc::c_int::try_from(bytes).unwrap_or(0), 1 as libc::c_int);
+    // SAFETY: each call reads one int, which lives through it.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETLE, &raw const little) })?;
+    Ok(())
+}
+
+/// Says what the frames read from a tap may leave unfinished.
+pub fn tun_set_offloads(fd: std::os::fd::RawFd, flags: u32) -> io::Result<()> {
+    // SAFETY: the argument is a number.
+    check(unsafe { libc::ioctl(fd, TUNSETOFFLOAD, libc::c_ulong::from(flags)) })?;
+    Ok(())
+}

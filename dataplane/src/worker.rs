@@ -17,6 +17,7 @@
 //! falling asleep, goes through all disks or all queues. Their number costs memory alone.
 
 mod bounce;
+pub(crate) mod bridges;
 pub(crate) mod command;
 mod floor;
 pub(crate) mod flush;
@@ -43,6 +44,7 @@ use crate::queue::RequestQueue;
 use crate::ring::{Ring, Token};
 use crate::slots::SlotTable;
 use bounce::BouncePool;
+use bridges::Bridges;
 use command::{Command, Wake};
 use floor::PollFloor;
 use lane::Lane;
@@ -104,6 +106,7 @@ pub(crate) struct Core {
     /// Guest memory that is registered.
     pieces: Pieces,
     thin: ThinPort,
+    bridges: Bridges,
     /// Lanes with a queue in [`Mode::Polled`].
     active: Vec<u32>,
     /// Which of them is asked first in this turn.
@@ -148,6 +151,7 @@ impl Core {
             pool: BouncePool::new(&mut ring),
             pieces: Pieces::default(),
             thin: ThinPort::new(wake.clone()),
+            bridges: Bridges::default(),
             active: Vec::new(),
             first: 0,
             touched: Vec::new(),
@@ -170,7 +174,11 @@ impl Core {
     }
 
     fn run(mut self, commands: &Receiver<Command>) {
-        while !self.stopping || self.slots.in_use() > 0 || !self.leaving.is_empty() {
+        while !self.stopping
+            || self.slots.in_use() > 0
+            || !self.leaving.is_empty()
+            || !self.bridges.are_idle()
+        {
             if let Err(error) = self.turn(commands) {
                 self.give_up(&error);
                 return;
@@ -182,6 +190,7 @@ impl Core {
         self.account();
         self.take_commands(commands);
         self.fetch();
+        self.turn_bridges();
         self.retry_waiting();
         self.retry_flushes();
         self.ring.submit()?;
@@ -190,6 +199,7 @@ impl Core {
         self.tend_lanes();
         self.publish();
         self.let_go();
+        self.rest_bridges();
         self.rest(commands)
     }
 
@@ -228,6 +238,7 @@ impl Core {
                     self.wake.drain();
                     self.wake_armed = false;
                 }
+                Token::Net(bridge, op) => self.bridge_ended(bridge, op, result),
                 Token::Ignore => {}
             }
         }

@@ -9,10 +9,12 @@ use crossbeam_channel::Sender;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Core;
+use super::bridges::BridgeTask;
 use super::lane::{Gate, Lane, Mirror};
 use crate::backend::Backend;
 use crate::lifecycle::WriteTap;
 use crate::metrics::QueueLoad;
+use crate::net::bridge::Bridge;
 use crate::queue::RequestQueue;
 
 /// Something to do with a queue on its worker.
@@ -85,6 +87,19 @@ pub(crate) enum Command {
     Drain {
         lane: u32,
         reply: Sender<()>,
+    },
+    /// No more when the worker has as many as it may have.
+    AddBridge {
+        bridge: Box<Bridge>,
+        reply: Sender<Option<u32>>,
+    },
+    WithBridge {
+        bridge: u32,
+        task: BridgeTask,
+    },
+    /// Only when its ports have left.
+    RemoveBridge {
+        bridge: u32,
     },
     /// Ends the worker once everything in flight has landed.
     Stop,
@@ -212,6 +227,11 @@ impl Core {
                 self.lane(lane).drains.push(reply);
                 self.tend(lane);
             }
+            Command::AddBridge { bridge, reply } => {
+                let _ = reply.send(self.add_bridge(*bridge));
+            }
+            Command::WithBridge { bridge, task } => self.with_bridge(bridge, task),
+            Command::RemoveBridge { bridge } => self.remove_bridge(bridge),
             Command::Stop => self.stop(),
         }
     }

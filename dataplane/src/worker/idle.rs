@@ -93,7 +93,7 @@ impl Core {
         if !self.active.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
             return Ok(());
         }
-        if self.pool.can_go_on() || self.thin.has_work() {
+        if self.pool.can_go_on() || self.thin.has_work() || !self.bridges.are_quiet() {
             return Ok(());
         }
         if self.stopping && self.slots.in_use() == 0 {

@@ -1,0 +1,375 @@
+//! Where frames go: between the NICs and taps of one bridge, which belongs to one worker.
+//!
+//! ```text
+//!   guest's tx ring ─► take ─► check: header, spoof guard, rate ─► where to? ─► deliver
+//!   tap ─► reads that do not wait ─► own buffer ────────────────────┘             │
+//!                                                      guest's rx ring ◄─ copy ───┤
+//!                                                      tap ◄─ write from where it is
+//! ```
+//!
+//! A *wire* joins two ports. A *switch* learns which address is behind which port, and floods what it
+//! does not know. Either way a frame between two guests is copied once, from memory to memory. One
+//! thread does it all, so that nothing is locked, and nothing is allocated for a frame.
+//!
+//! A port that has sent nothing for a while is not looked at any more until its guest kicks, or its tap
+//! has something; so a bridge with many quiet ports costs what its busy ones cost.
+//!
+//! Frames for a guest whose queues stand still are captured, a bounded number, and delivered first when
+//! they run again.
+
+mod forward;
+mod ports;
+mod rings;
+
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::counters::{Cause, PortCounters};
+use super::frame::Mac;
+use super::header::{FRAME_BYTES_MAX, HEADER_BYTES};
+use super::limit::Bucket;
+use super::queue::{RxQueue, TxQueue};
+use super::table::Table;
+use super::tap::Tap;
+use crate::buffer::AlignedBuf;
+use crate::limits::{CAPTURE_FRAMES, TAP_BATCH, TAP_WRITES};
+use crate::ring::{NetOp, Ring};
+use crate::segments::Segments;
+pub use forward::Captured;
+
+/// How a bridge decides where a frame goes.
+pub(crate) enum Kind {
+    /// To the other port.
+    Wire,
+    /// By its address.
+    Switch(Table),
+}
+
+/// A queue of frames to send, in its place.
+pub(crate) struct TxPlace {
+    queue: Box<dyn TxQueue>,
+    /// Frames that the kernel writes to a tap, out of the guest's memory.
+    in_flight: u32,
+    /// It is being stopped, and goes there once nothing is in flight.
+    leaving: Option<Sender<Box<dyn TxQueue>>>,
+    /// A poll of its kick is in the ring.
+    armed: bool,
+    broken: bool,
+    touched: bool,
+}
+
+pub(crate) struct RxPlace {
+    queue: Box<dyn RxQueue>,
+    broken: bool,
+    touched: bool,
+}
+
+/// A guest's NIC: a pair of queues for each index.
+#[derive(Default)]
+pub(crate) struct Guest {
+    tx: Vec<Option<TxPlace>>,
+    rx: Vec<Option<RxPlace>>,
+    captured: VecDeque<Captured>,
+    /// Frames are captured while no queue of `rx` runs.
+    capture: bool,
+}
+
+/// A frame that is written to a tap.
+struct TapWrite {
+    header: AlignedBuf,
+    segments: Segments,
+    /// Whose frame it is: port, queue and tag.
+    from: Option<(u16, u16, u32)>,
+}
+
+/// One queue of a tap.
+pub(crate) struct TapEnd {
+    tap: Tap,
+    buffers: Vec<Option<AlignedBuf>>,
+    /// Buffers that the kernel reads into.
+    reading: u16,
+    /// What was read, oldest first: the buffer and its bytes.
+    ready: VecDeque<(u16, usize)>,
+    /// How many reads are worth while.
+    batch: u16,
+    /// The last read found nothing: the next waits for the poll.
+    dry: bool,
+    /// A poll is in the ring.
+    polled: bool,
+    writes: Vec<TapWrite>,
+    free_writes: Vec<u16>,
+    leaving: Option<Sender<()>>,
+}
+
+pub(crate) enum End {
+    Guest(Guest),
+    Tap(Box<TapEnd>),
+}
+
+/// What goes into a bridge, and comes out.
+pub(crate) struct Port {
+    end: End,
+    counters: Arc<PortCounters>,
+    /// The one address that its guest may send from.
+    guard: Option<Mac>,
+    limit: Option<Bucket>,
+    /// Bytes behind the Ethernet header that its guest may send.
+    mtu: u16,
+    /// In the list of ports that are looked at.
+    active: bool,
+    last_active_ns: u64,
+}
+
+impl Port {
+    pub fn guest(pairs: u16, mtu: u16, guard: Option<Mac>, counters: Arc<PortCounters>) -> Port {
+        let guest = Guest {
+            tx: (0..pairs).map(|_| None).collect(),
+            rx: (0..pairs).map(|_| None).collect(),
+            captured: VecDeque::with_capacity(CAPTURE_FRAMES),
+            capture: false,
+        };
+        Port::new(End::Guest(guest), mtu, guard, counters)
+    }
+
+    pub fn tap(tap: Tap, counters: Arc<PortCounters>) -> Port {
+        let buffer = |_| Some(AlignedBuf::new(HEADER_BYTES + FRAME_BYTES_MAX));
+        let write = |_| TapWrite {
+            header: AlignedBuf::new(HEADER_BYTES),
+            segments: Segments::new(),
+            from: None,
+        };
+        let tap = TapEnd {
+            tap,
+            buffers: (0..TAP_BATCH).map(buffer).collect(),
+            reading: 0,
+            ready: VecDeque::with_capacity(TAP_BATCH.into()),
+            batch: 1,
+            dry: true,
+            polled: false,
+            writes: (0..TAP_WRITES).map(write).collect(),
+            free_writes: (0..TAP_WRITES).collect(),
+            leaving: None,
+        };
+        Port::new(End::Tap(Box::new(tap)), u16::MAX, None, counters)
+    }
+
+    fn new(end: End, mtu: u16, guard: Option<Mac>, counters: Arc<PortCounters>) -> Port {
+        Port {
+            end,
+            counters,
+            guard,
+            limit: None,
+            mtu,
+            active: false,
+            last_active_ns: 0,
+        }
+    }
+}
+
+/// A bridge on its worker.
+pub(crate) struct Bridge {
+    kind: Kind,
+    ports: Vec<Option<Port>>,
+    /// Ports that are looked at in each turn.
+    active: Vec<u16>,
+    /// Which of them is first.
+    first: usize,
+    /// Ports with queues to be published.
+    touched: Vec<u16>,
+    /// Scratch, kept to save allocations.
+    bytes: Option<Box<Segments>>,
+    whole: Vec<u8>,
+    piece: Vec<u8>,
+    now_ns: u64,
+    /// Queues and taps that are to go once the kernel has ended with them.
+    leaving: usize,
+}
+
+impl Bridge {
+    pub fn new(kind: Kind) -> Bridge {
+        Bridge {
+            kind,
+            ports: Vec::new(),
+            active: Vec::new(),
+            first: 0,
+            touched: Vec::new(),
+            bytes: Some(Box::default()),
+            whole: vec![0; FRAME_BYTES_MAX],
+            piece: vec![0; FRAME_BYTES_MAX],
+            now_ns: 0,
+            leaving: 0,
+        }
+    }
+
+    /// The time, for what is done between turns.
+    pub fn set_now(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// Shows what completions brought, and lets go of what they were waited for.
+    pub fn settle(&mut self) {
+        self.publish();
+        if self.leaving > 0 {
+            self.forget_taps();
+            for port in 0..self.ports.len() {
+                self.let_go(u16::try_from(port).expect("few ports"));
+            }
+        }
+    }
+
+    /// Whether nothing is to be done before a kick, or before a tap has something.
+    pub fn is_quiet(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// Takes what the active ports have and sends it on; true when there was something.
+    pub fn turn(&mut self, id: u32, ring: &mut Ring, now_ns: u64) -> bool {
+        self.now_ns = now_ns;
+        let count = self.active.len();
+        if count == 0 {
+            return false;
+        }
+        self.first = (self.first + 1) % count;
+        let mut worked = false;
+        for at in (self.first..count).chain(0..self.first) {
+            let port = self.active[at];
+            let found = self.take_from(id, port, ring);
+            if found && let Some(port) = &mut self.ports[usize::from(port)] {
+                port.last_active_ns = now_ns;
+                worked = true;
+            }
+        }
+        self.publish();
+        worked
+    }
+
+    /// Shows the guests what they were given.
+    fn publish(&mut self) {
+        while let Some(id) = self.touched.pop() {
+            let Some(port) = &mut self.ports[usize::from(id)] else {
+                continue;
+            };
+            let End::Guest(guest) = &mut port.end else {
+                continue;
+            };
+            for place in guest.tx.iter_mut().flatten().filter(|it| it.touched) {
+                place.touched = false;
+                place.queue.publish();
+            }
+            for place in guest.rx.iter_mut().flatten().filter(|it| it.touched) {
+                place.touched = false;
+                place.queue.publish();
+            }
+        }
+    }
+
+    /// Something that was given to the kernel is done.
+    pub fn ended(&mut self, op: NetOp, result: i32) {
+        let (NetOp::Kick { port, .. }
+        | NetOp::Poll { port }
+        | NetOp::Read { port, .. }
+        | NetOp::Write { port, .. }) = op;
+        let Some(there) = self
+            .ports
+            .get_mut(usize::from(port))
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        match (op, &mut there.end) {
+            (NetOp::Kick { queue, .. }, End::Guest(guest)) => {
+                if let Some(Some(place)) = guest.tx.get_mut(usize::from(queue)) {
+                    place.armed = false;
+                    place.queue.drain_kick();
+                    self.wake(port);
+                }
+            }
+            (NetOp::Poll { .. }, End::Tap(tap)) => {
+                (tap.polled, tap.dry) = (false, false);
+                self.wake(port);
+            }
+            (NetOp::Read { index, .. }, End::Tap(tap)) => tap.was_read(index, result),
+            (NetOp::Write { index, .. }, End::Tap(tap)) => {
+                let from = tap.writes[usize::from(index)].from.take();
+                tap.free_writes.push(index);
+                if result < 0 {
+                    there.counters.dropped(Cause::NoBuffers, 1);
+                }
+                if let Some((port, queue, tag)) = from {
+                    self.given_back(port, queue, tag);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A tap has written a guest's frame.
+    fn given_back(&mut self, port: u16, queue: u16, tag: u32) {
+        let Some(Some(there)) = self.ports.get_mut(usize::from(port)) else {
+            return;
+        };
+        if let End::Guest(guest) = &mut there.end
+            && let Some(Some(place)) = guest.tx.get_mut(usize::from(queue))
+        {
+            place.queue.done(tag);
+            place.in_flight -= 1;
+            if !place.touched {
+                place.touched = true;
+                self.touched.push(port);
+            }
+        }
+    }
+
+    fn wake(&mut self, port: u16) {
+        let now_ns = self.now_ns;
+        if let Some(Some(there)) = self.ports.get_mut(usize::from(port)) {
+            there.last_active_ns = now_ns;
+            if !there.active {
+                there.active = true;
+                self.active.push(port);
+            }
+        }
+    }
+}
+
+impl TapEnd {
+    fn was_read(&mut self, index: u16, result: i32) {
+        self.reading -= 1;
+        match usize::try_from(result) {
+            Ok(bytes) if bytes >= HEADER_BYTES => self.ready.push_back((index, bytes)),
+            // Nothing there, or the interface is gone or down: until the poll says more.
+            _ => self.dry = true,
+        }
+    }
+
+    /// Gives the kernel what it may read into, or has it say when there is something.
+    fn post(&mut self, id: u32, port: u16, ring: &mut Ring) -> std::io::Result<()> {
+        if !self.dry {
+            let fd = self.tap.as_raw_fd();
+            let taken =
+                |ready: &VecDeque<(u16, usize)>, index| ready.iter().any(|it| it.0 == index);
+            debug_assert_eq!(self.reading, 0);
+            let mut left = self.batch;
+            for index in 0..TAP_BATCH {
+                if left == 0 {
+                    break;
+                }
+                if taken(&self.ready, index) {
+                    continue;
+                }
+                if let Some(buffer) = &mut self.buffers[usize::from(index)] {
+                    ring.read_frame(fd, buffer, (id, NetOp::Read { port, index }))?;
+                    self.reading += 1;
+                    left -= 1;
+                }
+            }
+        } else if !self.polled {
+            ring.poll_frames(self.tap.as_raw_fd(), (id, NetOp::Poll { port }))?;
+            self.polled = true;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,407 @@
+//! A frame's way through a bridge.
+
+use super::{Bridge, End, Guest, Kind, TapEnd};
+use crate::limits::{CAPTURE_FRAMES, FRAME_BUDGET};
+use crate::net::counters::Cause;
+use crate::net::features::Offloads;
+use crate::net::frame::Start;
+use crate::net::header::{HEAD_BYTES, HEADER_BYTES, Header};
+use crate::net::offload::{Segmenter, Work, finish_checksum};
+use crate::net::queue::{Bytes, Fetched, Put, Taken};
+use crate::ring::Ring;
+use crate::segments::Segments;
+
+/// A frame for a guest whose queues stand still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// Its header, as the port gave it.
+    pub header: Header,
+    /// The frame.
+    pub bytes: Box<[u8]>,
+}
+
+/// A frame on its way.
+struct Frame<'a> {
+    header: Header,
+    ether_type: u16,
+    bytes: Bytes<'a>,
+    len: usize,
+    from: u16,
+    queue: u16,
+    /// How its guest knows it, while that waits for it.
+    tag: Option<u32>,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// Its bytes are not needed any more.
+    Done,
+    /// The kernel has them.
+    Lent,
+}
+
+impl Bridge {
+    /// Takes what a port has and sends it on; true when there was something.
+    pub(super) fn take_from(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
+        match self.ports[usize::from(port)].as_ref().map(|it| &it.end) {
+            Some(End::Guest(guest)) => {
+                let mut found = false;
+                for queue in 0..guest.tx.len() {
+                    let queue = u16::try_from(queue).expect("few pairs");
+                    found |= self.take_from_guest(id, (port, queue), ring);
+                }
+                found
+            }
+            Some(End::Tap(_)) => self.take_from_tap(id, port, ring),
+            None => false,
+        }
+    }
+
+    fn take_from_guest(&mut self, id: u32, (port, queue): (u16, u16), ring: &mut Ring) -> bool {
+        let mut bytes = self.bytes.take().expect("put back below");
+        let mut found = false;
+        for _ in 0..FRAME_BUDGET {
+            bytes.clear();
+            let Some(taken) = self.take_one((port, queue), &mut bytes) else {
+                break;
+            };
+            found = true;
+            let Some(taken) = taken else { continue };
+            let sent = self.from_guest(id, (port, queue), &taken, &bytes, ring);
+            if sent == Sent::Done
+                && let Some(place) = self.guest(port).and_then(|it| it.tx_at(queue))
+            {
+                place.queue.done(taken.tag);
+            }
+        }
+        if found
+            && let Some(place) = self.guest(port).and_then(|it| it.tx_at(queue))
+            && !place.touched
+        {
+            place.touched = true;
+            self.touched.push(port);
+        }
+        self.bytes = Some(bytes);
+        found
+    }
+
+    /// `None` when there is none, `Some(None)` for one that was given back.
+    fn take_one(&mut self, at: (u16, u16), bytes: &mut Segments) -> Option<Option<Taken>> {
+        let now_ns = self.now_ns;
+        let port = self.ports[usize::from(at.0)].as_mut()?;
+        // Over its rate, frames wait in the guest's ring.
+        if port
+            .limit
+            .as_ref()
+            .is_some_and(|limit| limit.next_ns() > now_ns)
+        {
+            return None;
+        }
+        let End::Guest(guest) = &mut port.end else {
+            return None;
+        };
+        let place = guest.tx_at(at.1)?;
+        if place.broken || place.leaving.is_some() || !place.queue.may_complete() {
+            return None;
+        }
+        match place.queue.take(bytes) {
+            Fetched::Frame(taken) => {
+                let limit = port.limit.as_mut();
+                if limit.is_some_and(|limit| !limit.admit(taken.len, now_ns)) {
+                    place.queue.put_back(taken.tag);
+                    port.counters.dropped(Cause::Limited, 1);
+                    return None;
+                }
+                Some(Some(taken))
+            }
+            Fetched::Malformed => {
+                port.counters.dropped(Cause::Malformed, 1);
+                Some(None)
+            }
+            Fetched::Empty => None,
+            Fetched::Broken => {
+                place.broken = true;
+                None
+            }
+        }
+    }
+
+    fn from_guest(
+        &mut self,
+        id: u32,
+        (port, queue): (u16, u16),
+        taken: &Taken,
+        bytes: &Segments,
+        ring: &mut Ring,
+    ) -> Sent {
+        let Some(there) = &mut self.ports[usize::from(port)] else {
+            return Sent::Done;
+        };
+        let End::Guest(guest) = &mut there.end else {
+            return Sent::Done;
+        };
+        let Some(place) = guest.tx_at(queue) else {
+            return Sent::Done;
+        };
+        let allowed = place.queue.offloads();
+        let bytes = Bytes::Guest(bytes);
+        let mut start = [0; HEAD_BYTES];
+        let known = bytes.start(&mut start).min(taken.len);
+        let start = &start[..known];
+        if let Err(error) = taken.header.check(start, taken.len, allowed, there.mtu) {
+            there.counters.dropped(error.into(), 1);
+            return Sent::Done;
+        }
+        let Some(addresses) = Start::parse(start) else {
+            return Sent::Done;
+        };
+        if there.guard.is_some_and(|own| own != addresses.source) {
+            there.counters.dropped(Cause::Spoofed, 1);
+            return Sent::Done;
+        }
+        there.counters.sent(1, taken.len as u64);
+        let frame = Frame {
+            header: taken.header.passed_on(),
+            ether_type: addresses.ether_type,
+            bytes,
+            len: taken.len,
+            from: port,
+            queue,
+            tag: Some(taken.tag),
+        };
+        self.forward(id, &frame, &addresses, ring)
+    }
+
+    fn take_from_tap(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
+        let mut found: u16 = 0;
+        while let Some((index, bytes)) = self.tap(port).and_then(|tap| tap.ready.pop_front()) {
+            found += 1;
+            let buffer = self
+                .tap(port)
+                .and_then(|tap| tap.buffers[usize::from(index)].take());
+            let buffer = buffer.expect("what was read is in its place");
+            self.from_tap(id, port, &buffer[..bytes], ring);
+            if let Some(tap) = self.tap(port) {
+                tap.buffers[usize::from(index)] = Some(buffer);
+            }
+        }
+        if let Some(tap) = self.tap(port)
+            && tap.reading == 0
+        {
+            tap.batch = if found >= tap.batch {
+                tap.batch.saturating_mul(2).min(crate::limits::TAP_BATCH)
+            } else {
+                found.max(1)
+            };
+            if let Err(error) = tap.post(id, port, ring) {
+                tracing::error!(tap = tap.tap.name(), %error, "a tap cannot be read");
+            }
+        }
+        found > 0
+    }
+
+    fn from_tap(&mut self, id: u32, port: u16, read: &[u8], ring: &mut Ring) {
+        let (header, bytes) = read.split_at(HEADER_BYTES);
+        let header = Header::parse(header.try_into().expect("split there"));
+        if let Some(Some(there)) = self.ports.get(usize::from(port)) {
+            there.counters.sent(1, bytes.len() as u64);
+        }
+        let Some(addresses) = Start::parse(bytes) else {
+            return;
+        };
+        let frame = Frame {
+            header,
+            ether_type: addresses.ether_type,
+            bytes: Bytes::Own(bytes),
+            len: bytes.len(),
+            from: port,
+            queue: 0,
+            tag: None,
+        };
+        let sent = self.forward(id, &frame, &addresses, ring);
+        debug_assert!(sent == Sent::Done, "a buffer of the worker's is copied");
+    }
+
+    /// Sends a frame to the port, or the ports, that it is for.
+    fn forward(&mut self, id: u32, frame: &Frame<'_>, start: &Start, ring: &mut Ring) -> Sent {
+        let now_ns = self.now_ns;
+        if let Kind::Switch(table) = &mut self.kind {
+            let vlan = start.vlan.unwrap_or(0);
+            table.learn(start.source, vlan, frame.from, now_ns);
+            if !start.destination.is_multicast()
+                && let Some(to) = table.find(start.destination, vlan, now_ns)
+            {
+                if to == frame.from {
+                    return Sent::Done; // it is behind the same port
+                }
+                return self.deliver(id, to, frame, true, ring);
+            }
+        }
+        // What goes to several is copied for each: one alone may be lent.
+        let others = || {
+            (0u16..)
+                .zip(&self.ports)
+                .filter(|(at, it)| it.is_some() && *at != frame.from)
+        };
+        let lend = others().count() == 1;
+        let mut sent = Sent::Done;
+        for to in 0..u16::try_from(self.ports.len()).expect("few ports") {
+            if to != frame.from {
+                let one = self.deliver(id, to, frame, lend, ring);
+                sent = if one == Sent::Lent { one } else { sent };
+            }
+        }
+        sent
+    }
+
+    fn deliver(
+        &mut self,
+        id: u32,
+        to: u16,
+        frame: &Frame<'_>,
+        lend: bool,
+        ring: &mut Ring,
+    ) -> Sent {
+        match self
+            .ports
+            .get(usize::from(to))
+            .and_then(Option::as_ref)
+            .map(|it| &it.end)
+        {
+            Some(End::Guest(_)) => {
+                self.to_guest(to, frame);
+                Sent::Done
+            }
+            Some(End::Tap(_)) => self.to_tap(id, to, frame, lend, ring),
+            None => Sent::Done,
+        }
+    }
+
+    fn to_guest(&mut self, to: u16, frame: &Frame<'_>) {
+        let Some(there) = &mut self.ports[usize::from(to)] else {
+            return;
+        };
+        let End::Guest(guest) = &mut there.end else {
+            return;
+        };
+        let running = guest.rx.iter().flatten().count();
+        if running == 0 {
+            if !guest.capture {
+                there.counters.dropped(Cause::NoLink, 1);
+            } else if guest.captured.len() == CAPTURE_FRAMES {
+                there.counters.capture_lost(1);
+            } else {
+                let mut bytes = vec![0; frame.len].into_boxed_slice();
+                frame.bytes.start(&mut bytes);
+                let header = frame.header;
+                guest.captured.push_back(Captured { header, bytes });
+            }
+            return;
+        }
+        // The queue that it came from, as the guest at the other end spreads its flows.
+        let mut queues = guest.rx.iter_mut().flatten();
+        let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
+            return;
+        };
+        let takes = place.queue.offloads();
+        let work = Work::of(&frame.header, frame.ether_type, takes);
+        let put = if work == Work::Nothing {
+            place.queue.put(frame.header, &frame.bytes, frame.len)
+        } else {
+            let room = (&mut self.whole[..], &mut self.piece[..]);
+            finish(frame, work, takes, room, |header, bytes| {
+                place.queue.put(header, &Bytes::Own(bytes), bytes.len())
+            })
+        };
+        match put {
+            Put::Done => there.counters.received(1, frame.len as u64),
+            Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
+            Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
+            Put::Broken => place.broken = true,
+        }
+        if !place.touched {
+            place.touched = true;
+            self.touched.push(to);
+        }
+    }
+
+    fn to_tap(&mut self, id: u32, to: u16, frame: &Frame<'_>, lend: bool, ring: &mut Ring) -> Sent {
+        let counters = match &self.ports[usize::from(to)] {
+            Some(there) => there.counters.clone(),
+            None => return Sent::Done,
+        };
+        let Some(tap) = self.tap(to) else {
+            return Sent::Done;
+        };
+        let Some(index) = tap.free_writes.pop() else {
+            counters.dropped(Cause::NoBuffers, 1);
+            return Sent::Done;
+        };
+        let op = (id, to, index);
+        let (from, written) = match (&frame.bytes, frame.tag, lend) {
+            (Bytes::Guest(bytes), Some(tag), true) => {
+                let from = (frame.from, frame.queue, tag);
+                (Some(from), tap.write(op, frame.header, bytes, ring))
+            }
+            (bytes, ..) => (None, tap.copy(op, frame.header, (bytes, frame.len), ring)),
+        };
+        if !written {
+            tap.free_writes.push(index);
+            counters.dropped(Cause::TooLarge, 1);
+            return Sent::Done;
+        }
+        counters.received(1, frame.len as u64);
+        tap.writes[usize::from(index)].from = from;
+        if from.is_none() {
+            return Sent::Done;
+        }
+        if let Some(place) = self.guest(frame.from).and_then(|it| it.tx_at(frame.queue)) {
+            place.in_flight += 1;
+        }
+        Sent::Lent
+    }
+
+    pub(super) fn guest(&mut self, port: u16) -> Option<&mut Guest> {
+        match &mut self.ports.get_mut(usize::from(port))?.as_mut()?.end {
+            End::Guest(guest) => Some(guest),
+            End::Tap(_) => None,
+        }
+    }
+
+    pub(super) fn tap(&mut self, port: u16) -> Option<&mut TapEnd> {
+        match &mut self.ports.get_mut(usize::from(port))?.as_mut()?.end {
+            End::Tap(tap) => Some(tap),
+            End::Guest(_) => None,
+        }
+    }
+}
+
+/// Finishes in software what the receiver does not take, and gives each frame of it to `put`.
+fn finish(
+    frame: &Frame<'_>,
+    work: Work,
+    takes: Offloads,
+    (whole, piece): (&mut [u8], &mut [u8]),
+    mut put: impl FnMut(Header, &[u8]) -> Put,
+) -> Put {
+    let Some(whole) = whole.get_mut(..frame.len) else {
+        return Put::TooLarge;
+    };
+    frame.bytes.start(whole);
+    if work == Work::Checksum {
+        finish_checksum(whole, &frame.header);
+        return put(Header::default(), whole);
+    }
+    let Ok(mut segments) = Segmenter::new(whole, &frame.header, takes, piece.len()) else {
+        return Put::TooLarge;
+    };
+    let header = segments.header();
+    while let Some(len) = segments.next_into(piece) {
+        let last = put(header, &piece[..len]);
+        if last != Put::Done {
+            return last;
+        }
+    }
+    Put::Done
+}

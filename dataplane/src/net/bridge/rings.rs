@@ -1,0 +1,209 @@
+//! Queues that come and go, and when a port is looked at.
+
+use crossbeam_channel::Sender;
+
+use super::{Bridge, Captured, End, Guest, RxPlace, TxPlace};
+use crate::net::queue::{Bytes, Put, RxQueue, TxQueue};
+use crate::ring::{NetOp, Ring};
+
+impl Guest {
+    pub(super) fn tx_at(&mut self, queue: u16) -> Option<&mut TxPlace> {
+        self.tx.get_mut(usize::from(queue))?.as_mut()
+    }
+
+    pub(super) fn rx_at(&mut self, queue: u16) -> Option<&mut RxPlace> {
+        self.rx.get_mut(usize::from(queue))?.as_mut()
+    }
+}
+
+impl Bridge {
+    pub fn start_tx(&mut self, port: u16, queue: u16, tx: Box<dyn TxQueue>) {
+        let Some(place) = self
+            .guest(port)
+            .and_then(|guest| guest.tx.get_mut(usize::from(queue)))
+        else {
+            return;
+        };
+        *place = Some(TxPlace {
+            queue: tx,
+            in_flight: 0,
+            leaving: None,
+            armed: false,
+            broken: false,
+            touched: false,
+        });
+        self.wake(port);
+    }
+
+    /// Gives the guest what was captured for it first.
+    pub fn start_rx(&mut self, port: u16, queue: u16, rx: Box<dyn RxQueue>) {
+        let Some(guest) = self.guest(port) else {
+            return;
+        };
+        let Some(place) = guest.rx.get_mut(usize::from(queue)) else {
+            return;
+        };
+        let mut rx = RxPlace {
+            queue: rx,
+            broken: false,
+            touched: false,
+        };
+        // It needs no kicks: frames come when they come.
+        rx.queue.disarm();
+        *place = Some(rx);
+        self.deliver_captured(port, queue);
+        self.wake(port);
+    }
+
+    fn deliver_captured(&mut self, port: u16, queue: u16) {
+        let Some(guest) = self.guest(port) else {
+            return;
+        };
+        let mut captured = std::mem::take(&mut guest.captured);
+        let mut given = 0;
+        if let Some(place) = guest.rx_at(queue) {
+            while let Some(Captured { header, bytes }) = captured.front() {
+                let (header, len) = (*header, bytes.len());
+                if place.queue.put(header, &Bytes::Own(bytes), len) == Put::NoRoom {
+                    break;
+                }
+                captured.pop_front();
+                given += 1;
+            }
+            place.queue.publish();
+        }
+        guest.captured = captured;
+        tracing::debug!(port, given, "frames that came while the queues stood still");
+    }
+
+    /// Takes a queue back, once the kernel has what it was given of it.
+    pub fn stop_tx(&mut self, port: u16, queue: u16, to: Sender<Box<dyn TxQueue>>) {
+        if let Some(place) = self.guest(port).and_then(|guest| guest.tx_at(queue)) {
+            place.leaving = Some(to);
+            self.leaving += 1;
+        }
+        self.let_go(port);
+    }
+
+    /// Hands back the queues of a port from which nothing is in flight.
+    pub fn let_go(&mut self, port: u16) {
+        let Some(guest) = self.guest(port) else {
+            return;
+        };
+        let mut gone = 0;
+        for slot in &mut guest.tx {
+            if slot
+                .as_ref()
+                .is_some_and(|it| it.leaving.is_some() && it.in_flight == 0)
+                && let Some(mut place) = slot.take()
+            {
+                place.queue.publish();
+                if let Some(to) = place.leaving.take() {
+                    let _ = to.send(place.queue);
+                }
+                gone += 1;
+            }
+        }
+        self.leaving -= gone;
+    }
+
+    pub fn stop_rx(&mut self, port: u16, queue: u16) -> Option<Box<dyn RxQueue>> {
+        let guest = self.guest(port)?;
+        let mut place = guest.rx.get_mut(usize::from(queue))?.take()?;
+        place.queue.publish();
+        Some(place.queue)
+    }
+
+    /// A queue of either kind that runs, to be changed between turns.
+    pub fn with_tx(&mut self, port: u16, queue: u16, task: impl FnOnce(&mut dyn TxQueue)) {
+        if let Some(place) = self.guest(port).and_then(|guest| guest.tx_at(queue)) {
+            task(&mut *place.queue);
+        }
+        self.wake(port);
+    }
+
+    pub fn with_rx(&mut self, port: u16, queue: u16, task: impl FnOnce(&mut dyn RxQueue)) {
+        if let Some(place) = self.guest(port).and_then(|guest| guest.rx_at(queue)) {
+            task(&mut *place.queue);
+        }
+        self.wake(port);
+    }
+
+    /// Whether frames are captured while the queues stand still. What was captured is given out when
+    /// that ends.
+    pub fn capture(&mut self, port: u16, on: bool) -> Vec<Captured> {
+        let Some(guest) = self.guest(port) else {
+            return Vec::new();
+        };
+        guest.capture = on;
+        if on {
+            Vec::new()
+        } else {
+            guest.captured.drain(..).collect()
+        }
+    }
+
+    /// Ports that have been quiet for `spin_ns` are not looked at until something comes.
+    pub fn park_quiet(&mut self, id: u32, ring: &mut Ring, spin_ns: u64) {
+        let now_ns = self.now_ns;
+        let mut at = 0;
+        while let Some(&port) = self.active.get(at) {
+            let quiet = match &self.ports[usize::from(port)] {
+                Some(there) => now_ns.saturating_sub(there.last_active_ns) >= spin_ns,
+                None => true,
+            };
+            if quiet && self.park(id, port, ring) {
+                self.active.swap_remove(at);
+                if let Some(there) = &mut self.ports[usize::from(port)] {
+                    there.active = false;
+                }
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// True when the port will be heard of.
+    fn park(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
+        let now_ns = self.now_ns;
+        let Some(there) = &mut self.ports[usize::from(port)] else {
+            return true;
+        };
+        // Over its rate: at a time, and not at a kick.
+        if there.limit.as_ref().is_some_and(|it| it.next_ns() > now_ns) {
+            return false;
+        }
+        let guest = match &mut there.end {
+            End::Tap(tap) => {
+                return tap.dry && tap.polled && tap.ready.is_empty() && tap.reading == 0;
+            }
+            End::Guest(guest) => guest,
+        };
+        for (queue, place) in (0u16..).zip(&mut guest.tx) {
+            let Some(place) = place else { continue };
+            if place.broken || !place.queue.may_complete() {
+                continue;
+            }
+            let Some(fd) = place.queue.kick_fd() else {
+                return false;
+            };
+            place.queue.drain_kick();
+            if place.queue.has_work() || place.queue.arm() {
+                place.queue.disarm();
+                return false;
+            }
+            if place.armed {
+                continue; // by a poll from before, which ends with the next kick
+            }
+            if ring
+                .poll_frames(fd, (id, NetOp::Kick { port, queue }))
+                .is_err()
+            {
+                place.queue.disarm();
+                return false;
+            }
+            place.armed = true;
+        }
+        true
+    }
+}

@@ -1,0 +1,223 @@
+//! The control side of bridges and their ports. Every call waits for the worker, which answers between
+//! two turns, and for nothing else.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::bridge::{Bridge, Captured, Kind, Port};
+use super::counters::PortCounters;
+use super::features::Offloads;
+use super::frame::Mac;
+use super::limit::RateLimit;
+use super::queue::{FrameQueue, RxQueue, TxQueue};
+use super::table::Table;
+use super::tap::Tap;
+use crate::lifecycle::LifecycleError;
+use crate::ring::Ring;
+use crate::worker::WorkerHandle;
+use crate::worker::command::Command;
+
+/// A bridge on a worker. Gone with its last port.
+#[derive(Debug)]
+pub struct BridgeHandle {
+    worker: WorkerHandle,
+    id: u32,
+}
+
+/// A port of a bridge: a guest's NIC, or a tap. Removed when dropped.
+#[derive(Debug)]
+pub struct NicPort {
+    bridge: Arc<BridgeHandle>,
+    port: u16,
+    counters: Arc<PortCounters>,
+}
+
+fn full() -> LifecycleError {
+    LifecycleError::Refused("there are as many bridges or ports as there may be".into())
+}
+
+impl BridgeHandle {
+    /// A bridge that joins two ports.
+    pub fn wire(worker: &WorkerHandle) -> Result<Arc<BridgeHandle>, LifecycleError> {
+        BridgeHandle::new(worker, Kind::Wire)
+    }
+
+    /// A learning switch. `seed` should be random: guests choose the addresses that it is to find.
+    pub fn switch(worker: &WorkerHandle, seed: u64) -> Result<Arc<BridgeHandle>, LifecycleError> {
+        BridgeHandle::new(worker, Kind::Switch(Table::new(seed)))
+    }
+
+    fn new(worker: &WorkerHandle, kind: Kind) -> Result<Arc<BridgeHandle>, LifecycleError> {
+        let (reply, answer) = bounded(1);
+        let bridge = Box::new(Bridge::new(kind));
+        worker.send(Command::AddBridge { bridge, reply });
+        let id = answer.recv().map_err(|_| LifecycleError::Gone)?;
+        let id = id.ok_or_else(full)?;
+        let worker = worker.clone();
+        Ok(Arc::new(BridgeHandle { worker, id }))
+    }
+
+    /// Does something to the bridge on its worker, and waits for the answer that it sends.
+    fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut Bridge, u32, &mut Ring, Sender<T>) + Send + 'static,
+    ) -> Result<T, LifecycleError> {
+        let (reply, answer) = bounded(1);
+        let id = self.id;
+        self.worker.send(Command::WithBridge {
+            bridge: id,
+            task: Box::new(move |bridge, ring| task(bridge, id, ring, reply)),
+        });
+        answer.recv().map_err(|_| LifecycleError::Gone)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        port: Port,
+        counters: Arc<PortCounters>,
+    ) -> Result<NicPort, LifecycleError> {
+        let added = self.ask(move |bridge, _, _, reply| {
+            let _ = reply.send(bridge.add_port(port));
+        })?;
+        Ok(NicPort {
+            bridge: self.clone(),
+            port: added.ok_or_else(full)?,
+            counters,
+        })
+    }
+
+    /// Adds a guest's NIC of so many pairs of queues and this MTU, which may send from `guard` alone if one is given.
+    pub fn add_guest(
+        self: &Arc<Self>,
+        pairs: u16,
+        mtu: u16,
+        guard: Option<Mac>,
+    ) -> Result<NicPort, LifecycleError> {
+        let counters = Arc::new(PortCounters::default());
+        self.add(Port::guest(pairs, mtu, guard, counters.clone()), counters)
+    }
+
+    /// Adds a queue of a tap.
+    pub fn add_tap(self: &Arc<Self>, tap: Tap) -> Result<NicPort, LifecycleError> {
+        let counters = Arc::new(PortCounters::default());
+        self.add(Port::tap(tap, counters.clone()), counters)
+    }
+}
+
+impl Drop for BridgeHandle {
+    fn drop(&mut self) {
+        self.worker.send(Command::RemoveBridge { bridge: self.id });
+    }
+}
+
+impl NicPort {
+    /// What went through it.
+    pub fn counters(&self) -> &PortCounters {
+        &self.counters
+    }
+
+    /// Gives the worker the queue that the guest of pair `queue` sends by.
+    pub fn start_tx(&self, queue: u16, tx: Box<dyn TxQueue>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.start_tx(port, queue, tx);
+            let _ = reply.send(());
+        })
+    }
+
+    /// Gives it the one that the guest receives by.
+    pub fn start_rx(&self, queue: u16, rx: Box<dyn RxQueue>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.start_rx(port, queue, rx);
+            let _ = reply.send(());
+        })
+    }
+
+    /// Takes it back, drained.
+    pub fn stop_tx(&self, queue: u16) -> Result<Box<dyn TxQueue>, LifecycleError> {
+        let port = self.port;
+        self.bridge
+            .ask(move |bridge, _, _, reply| bridge.stop_tx(port, queue, reply))
+    }
+
+    /// Takes it back.
+    pub fn stop_rx(&self, queue: u16) -> Result<Option<Box<dyn RxQueue>>, LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            let _ = reply.send(bridge.stop_rx(port, queue));
+        })
+    }
+
+    /// Changes a queue that runs.
+    pub fn with_tx(
+        &self,
+        queue: u16,
+        task: impl FnOnce(&mut dyn FrameQueue) + Send + 'static,
+    ) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.with_tx(port, queue, |tx| task(tx));
+            let _ = reply.send(());
+        })
+    }
+
+    /// Changes a queue that runs.
+    pub fn with_rx(
+        &self,
+        queue: u16,
+        task: impl FnOnce(&mut dyn FrameQueue) + Send + 'static,
+    ) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.with_rx(port, queue, |rx| task(rx));
+            let _ = reply.send(());
+        })
+    }
+
+    /// Keeps frames for the guest while its queues stand still, or gives out what was kept and does so
+    /// no more.
+    pub fn capture(&self, on: bool) -> Result<Vec<Captured>, LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            let _ = reply.send(bridge.capture(port, on));
+        })
+    }
+
+    /// Changes the one address that its guest may send from.
+    pub fn set_guard(&self, guard: Option<Mac>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.set_guard(port, guard);
+            let _ = reply.send(());
+        })
+    }
+
+    /// Changes how much its guest may send.
+    pub fn set_limit(&self, limit: Option<RateLimit>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.set_limit(port, limit);
+            let _ = reply.send(());
+        })
+    }
+
+    /// Changes what a tap leaves unfinished.
+    pub fn set_offloads(&self, offloads: Offloads) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            bridge.set_tap_offloads(port, offloads);
+            let _ = reply.send(());
+        })
+    }
+}
+
+impl Drop for NicPort {
+    fn drop(&mut self) {
+        let port = self.port;
+        let _ = self
+            .bridge
+            .ask(move |bridge, id, ring, reply| bridge.remove_port(id, port, ring, reply));
+    }
+}
