@@ -2,7 +2,9 @@
 
 pub mod config;
 pub mod control;
+pub mod device;
 pub mod filter;
+pub mod queue;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

@@ -1,0 +1,338 @@
+//! The virtqueues of a NIC, as their worker drives them (virtio 1.2, section 5.1.6).
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use ferry_dataplane::net::features::Offloads;
+use ferry_dataplane::net::header::{HEADER_BYTES, Header};
+use ferry_dataplane::net::queue::{Bytes, Fetched, FrameQueue, Put, RxQueue, Taken, TxQueue};
+use ferry_dataplane::segments::Segments;
+
+use crate::vring::{Chain, Vring, copy_bytes, length, push_bytes};
+
+/// What was negotiated, as far as a queue needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// What the guest leaves undone in frames that it sends.
+    pub sends: Offloads,
+    /// What it takes undone.
+    pub takes: Offloads,
+    /// A frame may fill several of its buffers (MRG_RXBUF).
+    pub mergeable: bool,
+    /// Bytes of the header before each frame: 12, or 10 for drivers from before virtio 1.0.
+    pub header_bytes: usize,
+}
+
+impl Rules {
+    /// Header bytes of a driver: `modern` with VERSION_1.
+    pub fn header_bytes(modern: bool, mergeable: bool) -> usize {
+        if modern || mergeable {
+            HEADER_BYTES
+        } else {
+            HEADER_BYTES - 2
+        }
+    }
+}
+
+/// What both directions have.
+#[derive(Debug)]
+struct Common {
+    name: Arc<str>,
+    ring: Vring,
+    rules: Rules,
+    chain: Chain,
+    broken: bool,
+}
+
+impl Common {
+    fn break_down(&mut self, why: &str) {
+        tracing::warn!(queue = %self.name, why, "the driver broke the virtqueue; it is not served any more");
+        self.broken = true;
+        self.ring.report_broken();
+    }
+}
+
+/// Frames that the guest sends.
+#[derive(Debug)]
+pub struct TxVring {
+    common: Common,
+    /// The memory map of each frame in hand, by the head of its chain.
+    in_hand: Box<[Option<u32>]>,
+}
+
+/// Buffers for frames that it receives.
+pub struct RxVring {
+    common: Common,
+    /// Where the first buffer is, which the header goes to.
+    first: Segments,
+    /// Where the one at hand is.
+    next: Segments,
+    /// Heads taken for one frame, and the bytes written to each.
+    heads: Vec<(u16, u32)>,
+}
+
+impl TxVring {
+    /// A queue on `ring`; `name` is for messages.
+    pub fn new(name: Arc<str>, ring: Vring, rules: Rules) -> TxVring {
+        let in_hand = vec![None; usize::from(ring.size())].into_boxed_slice();
+        TxVring {
+            common: Common::new(name, ring, rules),
+            in_hand,
+        }
+    }
+
+    /// Reads the chain at `head`; `None` for one that is no frame.
+    fn parse(&mut self, head: u16, bytes: &mut Segments) -> Option<Taken> {
+        let Common {
+            ring, chain, rules, ..
+        } = &mut self.common;
+        ring.copy_chain(head, chain).ok()?;
+        let mut header = [0; HEADER_BYTES];
+        let header_bytes = rules.header_bytes;
+        let map = ring.map();
+        let len = length(chain.readable()).checked_sub(header_bytes as u64)?;
+        let whole = copy_bytes(chain.readable(), 0, &mut header[..header_bytes], map)
+            && push_bytes(chain.readable(), header_bytes as u64, len, map, bytes);
+        whole.then_some(Taken {
+            tag: u32::from(head),
+            header: Header::parse(&header),
+            len: usize::try_from(len).ok()?,
+        })
+    }
+}
+
+impl Common {
+    fn new(name: Arc<str>, ring: Vring, rules: Rules) -> Common {
+        Common {
+            name,
+            ring,
+            rules,
+            chain: Chain::new(),
+            broken: false,
+        }
+    }
+}
+
+impl TxQueue for TxVring {
+    fn take(&mut self, bytes: &mut Segments) -> Fetched {
+        if self.common.broken || !self.common.ring.may_write() {
+            return Fetched::Empty;
+        }
+        let next = self.common.ring.waiting().and_then(|waiting| {
+            let head = (waiting > 0).then(|| self.common.ring.head());
+            head.transpose()
+        });
+        let head = match next {
+            Ok(Some(head)) => head,
+            Ok(None) => return Fetched::Empty,
+            Err(why) => {
+                self.common.break_down(why);
+                return Fetched::Broken;
+            }
+        };
+        if self.in_hand[usize::from(head)].is_some() {
+            self.common.break_down("a chain was made available twice");
+            return Fetched::Broken;
+        }
+        self.common.ring.take(head);
+        let Some(taken) = self.parse(head, bytes) else {
+            self.common.ring.push_used(head, 0);
+            return Fetched::Malformed;
+        };
+        self.in_hand[usize::from(head)] = Some(self.common.ring.hold());
+        Fetched::Frame(taken)
+    }
+
+    fn put_back(&mut self, tag: u32) {
+        if let Some(generation) = self.forget(tag) {
+            self.common.ring.unhold(generation);
+            self.common.ring.put_back(1);
+        }
+    }
+
+    fn done(&mut self, tag: u32) {
+        if let Some(generation) = self.forget(tag)
+            && let Ok(head) = u16::try_from(tag)
+        {
+            self.common.ring.unhold(generation);
+            self.common.ring.push_used(head, 0);
+        }
+    }
+}
+
+impl TxVring {
+    fn forget(&mut self, tag: u32) -> Option<u32> {
+        let place = self.in_hand.get_mut(usize::try_from(tag).ok()?)?;
+        let held = place.take();
+        debug_assert!(held.is_some(), "a frame is given back once");
+        held
+    }
+}
+
+impl RxVring {
+    /// A queue on `ring`; `name` is for messages.
+    pub fn new(name: Arc<str>, ring: Vring, rules: Rules) -> RxVring {
+        let heads = Vec::with_capacity(usize::from(ring.size()));
+        RxVring {
+            common: Common::new(name, ring, rules),
+            first: Segments::new(),
+            next: Segments::new(),
+            heads,
+        }
+    }
+
+    /// Takes the next buffer of the guest's, and finds where it is; its bytes.
+    fn next_buffer(&mut self, is_first: bool) -> Result<usize, &'static str> {
+        let Common { ring, chain, .. } = &mut self.common;
+        let head = ring.head()?;
+        if self.heads.iter().any(|&(other, _)| other == head) {
+            return Err("a chain was made available twice");
+        }
+        ring.take(head);
+        self.heads.push((head, 0));
+        ring.copy_chain(head, chain)?;
+        let room = length(chain.writable());
+        let into = if is_first {
+            &mut self.first
+        } else {
+            &mut self.next
+        };
+        into.clear();
+        if room == 0 || !push_bytes(chain.writable(), 0, room, ring.map(), into) {
+            return Err("a buffer to receive into that is none");
+        }
+        usize::try_from(room).map_err(|_| "a buffer that is too long")
+    }
+
+    /// Copies the frame buffer by buffer.
+    fn fill(&mut self, bytes: &Bytes<'_>, len: usize) -> Result<Put, &'static str> {
+        let header = self.common.rules.header_bytes;
+        let waiting = self.common.ring.waiting()?;
+        let mut copied = 0;
+        for at in 0..waiting {
+            let is_first = at == 0;
+            let room = self.next_buffer(is_first)?;
+            let skip = if is_first { header } else { 0 };
+            if room < skip {
+                return Err("a buffer too small for a header");
+            }
+            let piece = (room - skip).min(len - copied);
+            let into = if is_first { &self.first } else { &self.next };
+            bytes.copy_to(copied, into, skip, piece);
+            if !is_first {
+                self.common.ring.mark_new(into);
+            }
+            copied += piece;
+            if let Some(last) = self.heads.last_mut() {
+                last.1 = u32::try_from(skip + piece).map_err(|_| "a frame that is too long")?;
+            }
+            if copied == len {
+                return Ok(Put::Done);
+            }
+            if !self.common.rules.mergeable {
+                return Ok(Put::TooLarge);
+            }
+        }
+        Ok(Put::NoRoom)
+    }
+}
+
+impl RxQueue for RxVring {
+    fn put(&mut self, header: Header, bytes: &Bytes<'_>, len: usize) -> Put {
+        if self.common.broken {
+            return Put::Broken;
+        }
+        if !self.common.ring.may_write() {
+            return Put::NoRoom;
+        }
+        self.heads.clear();
+        let put = match self.fill(bytes, len) {
+            Ok(put) => put,
+            Err(why) => {
+                self.common.break_down(why);
+                return Put::Broken;
+            }
+        };
+        if put != Put::Done {
+            let taken = u16::try_from(self.heads.len()).expect("no more than the ring holds");
+            self.common.ring.put_back(taken);
+            return put;
+        }
+        let header = Header {
+            num_buffers: u16::try_from(self.heads.len()).expect("no more than the ring holds"),
+            ..header
+        };
+        let header_bytes = self.common.rules.header_bytes;
+        self.first.copy_in(0, &header.to_bytes()[..header_bytes]);
+        self.common.ring.mark_new(&self.first);
+        for &(head, written) in &self.heads {
+            self.common.ring.push_used(head, written);
+        }
+        Put::Done
+    }
+}
+
+/// What a device does with a ring that runs, of either direction.
+pub trait NetRing: FrameQueue {
+    /// The ring, to be changed between turns.
+    fn ring_mut(&mut self) -> &mut Vring;
+    /// Changes what was negotiated.
+    fn set_rules(&mut self, rules: Rules);
+    /// Ends the queue.
+    fn into_ring(self) -> Vring;
+}
+
+macro_rules! frame_queue {
+    ($queue:ty, $offloads:ident) => {
+        impl FrameQueue for $queue {
+            fn may_complete(&self) -> bool {
+                self.common.ring.may_write()
+            }
+
+            fn publish(&mut self) {
+                self.common.ring.publish();
+            }
+
+            fn has_work(&self) -> bool {
+                !self.common.broken && self.common.ring.has_work()
+            }
+
+            fn arm(&mut self) -> bool {
+                self.common.ring.arm() && !self.common.broken
+            }
+
+            fn disarm(&mut self) {
+                self.common.ring.disarm();
+            }
+
+            fn kick_fd(&self) -> Option<RawFd> {
+                self.common.ring.kick_fd()
+            }
+
+            fn drain_kick(&self) {
+                self.common.ring.drain_kick();
+            }
+
+            fn offloads(&self) -> Offloads {
+                self.common.rules.$offloads
+            }
+        }
+
+        impl NetRing for $queue {
+            fn ring_mut(&mut self) -> &mut Vring {
+                &mut self.common.ring
+            }
+
+            fn set_rules(&mut self, rules: Rules) {
+                self.common.rules = rules;
+            }
+
+            fn into_ring(self) -> Vring {
+                self.common.ring
+            }
+        }
+    };
+}
+
+frame_queue!(TxVring, sends);
+frame_queue!(RxVring, takes);
