@@ -4,6 +4,7 @@ mod disk;
 mod follow;
 mod lease;
 mod migrate;
+mod nic;
 mod vm;
 mod worker;
 
@@ -21,6 +22,7 @@ use crate::{demo, images, output, serve};
 use disk::DiskCommand;
 use lease::LeaseCommand;
 use migrate::MigrateCommand;
+use nic::{NicCommand, SwitchCommand};
 use vm::VmCommand;
 use worker::WorkerCommand;
 
@@ -64,6 +66,12 @@ enum Command {
     /// The daemon's disks.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// The daemon's NICs.
+    #[command(subcommand)]
+    Nic(NicCommand),
+    /// The daemon's switches, which join NICs and taps.
+    #[command(subcommand)]
+    Switch(SwitchCommand),
     /// The daemon's polling threads.
     #[command(subcommand)]
     Worker(WorkerCommand),
@@ -123,6 +131,8 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Disk(DiskCommand::Clone(arguments)) => images::clone(&arguments),
         Command::Disk(DiskCommand::Create(arguments)) => images::create(&arguments),
         Command::Disk(command) => disk::run(command, &mut client()?),
+        Command::Nic(command) => nic::run(command, &mut client()?),
+        Command::Switch(command) => nic::run_switch(command, &mut client()?),
         Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),
         Command::Vm(command) => vm::run(command, &mut client()?),
         Command::Events => vm::events(&mut client()?),

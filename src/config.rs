@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
 use crate::escalation::hook;
-use crate::escalation::settings::{self, EscalationConfig, VmConfig, VmName};
+use crate::escalation::settings::{self, EscalationConfig, VmConfig};
+use crate::name::Name;
+use crate::nic::{NicConfig, SwitchConfig};
 use crate::spec::{CacheMode, DiskKind, DiskSpec, Usage};
 use crate::workers::Spin;
 
@@ -43,6 +45,12 @@ pub struct Config {
     /// Machines, each with its disks.
     #[serde(default, rename = "vm")]
     pub vms: Vec<VmConfig>,
+    /// Switches, made at the start.
+    #[serde(default, rename = "switch")]
+    pub switches: Vec<SwitchConfig>,
+    /// NICs served from the start.
+    #[serde(default, rename = "nic")]
+    pub nics: Vec<NicConfig>,
     /// Disks served from the start.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -301,12 +309,15 @@ impl Config {
         for disk in &config.disks {
             disk.check()?;
         }
+        for nic in &config.nics {
+            nic.check()?;
+        }
         settings::check(&config.escalation, &config.vms)?;
         Ok(config)
     }
 
     /// A machine by its name.
-    pub fn vm(&self, name: &VmName) -> Option<&VmConfig> {
+    pub fn vm(&self, name: &Name) -> Option<&VmConfig> {
         self.vms.iter().find(|vm| vm.name == *name)
     }
 

@@ -15,9 +15,9 @@ use crate::config::DiskConfig;
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
-use crate::escalation::settings::VmName;
 use crate::events::{About, What};
 use crate::migrate::{MachineRequest, MoveDisks};
+use crate::name::Name;
 use crate::workers;
 
 /// Longest request taken, in bytes.
@@ -50,13 +50,23 @@ struct ResizeDisk {
 }
 
 #[derive(Deserialize)]
+struct OneNic {
+    id: Name,
+}
+
+#[derive(Deserialize)]
+struct OneSwitch {
+    name: Name,
+}
+
+#[derive(Deserialize)]
 struct OneVm {
-    name: VmName,
+    name: Name,
 }
 
 #[derive(Deserialize)]
 struct TryHook {
-    name: VmName,
+    name: Name,
     event: Trial,
 }
 
@@ -165,6 +175,12 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: ResizeDisk = take(parameters)?;
             daemon.resize_disk(&disk.id, disk.bytes)
         }
+        "nic.add" => daemon.add_nic(&take(parameters)?),
+        "nic.list" => Ok(daemon.nic_lines()),
+        "nic.remove" => daemon.remove_nic(&take::<OneNic>(parameters)?.id),
+        "switch.add" => daemon.add_switch(&take(parameters)?),
+        "switch.list" => Ok(daemon.switch_lines()),
+        "switch.remove" => daemon.remove_switch(&take::<OneSwitch>(parameters)?.name),
         "vm.list" => Ok(daemon.escalation.vm_lines(daemon)),
         "vm.show" => {
             let vm: OneVm = take(parameters)?;

@@ -9,6 +9,7 @@ pub mod disks;
 mod fence;
 mod host;
 mod kept;
+mod nics;
 mod open;
 mod order;
 pub mod place;
@@ -38,6 +39,8 @@ use crate::workers;
 use add::Origin;
 use datastore::Datastores;
 use disks::Served;
+use kept::Kept;
+use nics::Nics;
 use taken::Taken;
 
 /// A running daemon.
@@ -52,6 +55,7 @@ pub struct Daemon {
     pub escalation: Escalation,
     hooks: Hooks,
     disks: Mutex<BTreeMap<DiskId, Arc<Served>>>,
+    nics: Nics,
     /// Names, places and sockets of the disks that are here or are being added.
     taken: Mutex<BTreeMap<DiskId, Taken>>,
     /// Records of unannounced disks that were let go of: a source may still ask what became of its
@@ -82,6 +86,7 @@ impl Daemon {
             escalation: Escalation::default(),
             hooks: Hooks::new(own.clone()),
             disks: Mutex::default(),
+            nics: Nics::default(),
             taken: Mutex::default(),
             retired: Mutex::default(),
             next_home: AtomicUsize::new(0),
@@ -139,7 +144,7 @@ impl Daemon {
         self.events.note(What::Started, About::default(), text);
         let configured = self.config.disks.iter().cloned();
         let mut disks: Vec<_> = configured.map(|disk| (disk, Origin::Configured)).collect();
-        for kept in kept::load(&self.config.state_dir) {
+        for kept in kept::load::<Kept>(&self.config.state_dir) {
             let id = &kept.disk.id;
             if self.config.disks.iter().any(|disk| disk.id == *id) {
                 tracing::warn!(disk = %id, "what the configuration says of the disk is used, and \
@@ -179,6 +184,7 @@ impl Daemon {
     pub fn stop(&self) {
         self.escalation.stop();
         self.migrations.stop();
+        self.nics.stop();
         let disks = std::mem::take(&mut *self.disks());
         drop(disks);
         self.datastores.stop();

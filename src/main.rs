@@ -10,6 +10,8 @@ mod escalation;
 mod events;
 mod images;
 mod migrate;
+mod name;
+mod nic;
 mod output;
 mod qmp;
 mod serve;

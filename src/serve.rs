@@ -179,6 +179,7 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
     let watch = Watch::start(&daemon)?;
     // Peers last: before the disks are up, their questions would be answered with "not known here".
     daemon.take_up_disks();
+    daemon.take_up_nics();
     control::serve(daemon.clone(), &control_socket)?;
     let peers = daemon.listen_for_peers().inspect_err(|_| {
         daemon.stop();

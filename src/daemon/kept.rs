@@ -1,17 +1,29 @@
-//! Disks that were added while the daemon ran, kept for its next start: `disks/ID.json` under the
-//! state directory.
+//! What was added while the daemon ran, kept for its next start: `disks/ID.json`, `nics/ID.json` and
+//! `switches/NAME.json` under the state directory.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ferry_migration::ids::DiskId;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::DiskConfig;
 use crate::error::{Done, Failure};
+use crate::nic::{NicConfig, SwitchConfig};
 
-/// What a file says.
+/// Something that is kept.
+pub trait Keepable: Serialize + DeserializeOwned {
+    /// What it is, for messages.
+    const KIND: &'static str;
+    /// The directory of its files.
+    const DIR: &'static str;
+    /// Its name.
+    fn name(&self) -> String;
+}
+
+/// What a disk's file says.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kept {
@@ -21,22 +33,46 @@ pub struct Kept {
     pub unannounced: bool,
 }
 
-fn dir(state_dir: &Path) -> PathBuf {
-    state_dir.join("disks")
+impl Keepable for Kept {
+    const KIND: &'static str = "disk";
+    const DIR: &'static str = "disks";
+
+    fn name(&self) -> String {
+        self.disk.id.to_string()
+    }
 }
 
-fn file(state_dir: &Path, id: &DiskId) -> PathBuf {
-    dir(state_dir).join(format!("{id}.json"))
+impl Keepable for NicConfig {
+    const KIND: &'static str = "NIC";
+    const DIR: &'static str = "nics";
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
 }
 
-/// Keeps a disk. A power cut leaves the old file or the new one.
-pub fn store(state_dir: &Path, kept: &Kept) -> Done {
-    let path = file(state_dir, &kept.disk.id);
+impl Keepable for SwitchConfig {
+    const KIND: &'static str = "switch";
+    const DIR: &'static str = "switches";
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+fn file<T: Keepable>(state_dir: &Path, name: &impl Display) -> PathBuf {
+    state_dir.join(T::DIR).join(format!("{name}.json"))
+}
+
+/// Keeps it. A power cut leaves the old file or the new one.
+pub fn store<T: Keepable>(state_dir: &Path, kept: &T) -> Done {
+    let name = kept.name();
+    let path = file::<T>(state_dir, &name);
     let text = serde_json::to_vec_pretty(kept)?;
     replace(&path, &text).map_err(|error| {
         Failure::Failed(format!(
-            "disk {} cannot be kept for the next start in {}: {error}",
-            kept.disk.id,
+            "{} {name} cannot be kept for the next start in {}: {error}",
+            T::KIND,
             path.display()
         ))
     })
@@ -54,16 +90,17 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 /// Whether it is kept.
-pub fn is_kept(state_dir: &Path, id: &DiskId) -> bool {
-    file(state_dir, id).exists()
+pub fn is_kept<T: Keepable>(state_dir: &Path, name: &impl Display) -> bool {
+    file::<T>(state_dir, name).exists()
 }
 
-/// Forgets a disk, kept or not.
-pub fn remove(state_dir: &Path, id: &DiskId) -> Done {
-    let path = file(state_dir, id);
+/// Forgets it, kept or not.
+pub fn remove<T: Keepable>(state_dir: &Path, name: &impl Display) -> Done {
+    let path = file::<T>(state_dir, name);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::Failed(format!(
-            "disk {id} will come back at the next start: cannot remove {}: {error}",
+            "{} {name} will come back at the next start: cannot remove {}: {error}",
+            T::KIND,
             path.display()
         ))),
         _ => Ok(()),
@@ -71,8 +108,8 @@ pub fn remove(state_dir: &Path, id: &DiskId) -> Done {
 }
 
 /// All that are kept, by name. A file that cannot be used is named in the log.
-pub fn load(state_dir: &Path) -> Vec<Kept> {
-    let mut paths: Vec<PathBuf> = fs::read_dir(dir(state_dir))
+pub fn load<T: Keepable>(state_dir: &Path) -> Vec<T> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(state_dir.join(T::DIR))
         .into_iter()
         .flatten()
         .flatten()
@@ -85,13 +122,13 @@ pub fn load(state_dir: &Path) -> Vec<Kept> {
     paths.sort();
     let read = |path: &PathBuf| {
         let text = fs::read(path)?;
-        serde_json::from_slice::<Kept>(&text).map_err(io::Error::other)
+        serde_json::from_slice::<T>(&text).map_err(io::Error::other)
     };
     let usable = |path: PathBuf| match read(&path) {
         Ok(kept) => Some(kept),
         Err(error) => {
             tracing::error!(file = %path.display(), %error,
-                "a kept disk is not taken up; mend or remove the file");
+                "a kept {} is not taken up; mend or remove the file", T::KIND);
             None
         }
     };

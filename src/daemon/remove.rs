@@ -7,7 +7,7 @@ use ferry_migration::phase::Phase;
 
 use super::Daemon;
 use super::disks::{Arrival, Served};
-use super::kept;
+use super::kept::{self, Kept};
 use crate::error::{Done, Failure};
 
 impl Daemon {
@@ -16,8 +16,8 @@ impl Daemon {
         let served = match self.disk(id) {
             Ok(served) => served,
             // One that could not be taken up at the start is not tried again at the next.
-            Err(_) if kept::is_kept(&self.config.state_dir, id) && !self.is_taken(id) => {
-                return kept::remove(&self.config.state_dir, id);
+            Err(_) if kept::is_kept::<Kept>(&self.config.state_dir, id) && !self.is_taken(id) => {
+                return kept::remove::<Kept>(&self.config.state_dir, id);
             }
             Err(error) => return Err(error),
         };
@@ -71,7 +71,7 @@ impl Daemon {
         if let Err(error) = served.drop_image() {
             tracing::error!(disk = %id, %error, "a removed disk keeps its image");
         }
-        let forgotten = kept::remove(&self.config.state_dir, id);
+        let forgotten = kept::remove::<Kept>(&self.config.state_dir, id);
         self.give_free(id);
         tracing::info!(disk = %id, "disk removed");
         if let Some(Err(error)) = moved.map(|moved| moved.remove_older()) {

@@ -10,9 +10,9 @@ use ferry_migration::ids::DiskId;
 
 use super::hook::{Ended, Run};
 use super::report;
-use super::settings::VmName;
 use crate::daemon::Daemon;
 use crate::events::{About, What};
+use crate::name::Name;
 
 /// Hooks that wait for one of the same machine to end. More are not run, and the log says so.
 const WAITING_MAX: usize = 8;
@@ -22,13 +22,13 @@ const WAITING_MAX: usize = 8;
 pub enum HookEvent {
     /// A machine is to be restarted.
     Restart {
-        vm: VmName,
+        vm: Name,
         attempt: u32,
         reason: String,
     },
     /// Restarts did not help.
     Escalate {
-        vm: VmName,
+        vm: Name,
         attempts: u32,
         reason: String,
     },
@@ -81,7 +81,7 @@ impl HookEvent {
     }
 
     /// The machine, if one lists the disk.
-    pub fn vm<'a>(&'a self, daemon: &'a Daemon) -> Option<&'a VmName> {
+    pub fn vm<'a>(&'a self, daemon: &'a Daemon) -> Option<&'a Name> {
         match self {
             HookEvent::Restart { vm, .. } | HookEvent::Escalate { vm, .. } => Some(vm),
             HookEvent::Takeover { disk, .. } => daemon.config.vm_of(disk).map(|vm| &vm.name),
@@ -116,7 +116,7 @@ impl Hooks {
     }
 
     /// Whether a hook runs, or waits, for a machine.
-    pub fn is_running(&self, vm: &VmName) -> bool {
+    pub fn is_running(&self, vm: &Name) -> bool {
         self.lines().contains_key(&key(Some(vm), None))
     }
 
@@ -124,7 +124,7 @@ impl Hooks {
     pub fn run(&self, event: HookEvent) {
         if let (Some(daemon), HookEvent::Takeover { disk, .. }) = (self.daemon.upgrade(), &event) {
             let about = About {
-                vm: event.vm(&daemon).map(VmName::as_str),
+                vm: event.vm(&daemon).map(Name::as_str),
                 disk: Some(disk),
             };
             daemon.events.note(What::Takeover, about, event.reason());
@@ -146,7 +146,7 @@ impl Hooks {
         let (vm, disk) = (job.event.vm(&daemon).cloned(), job.event.disk().cloned());
         let key = key(vm.as_ref(), disk.as_ref());
         let about = About {
-            vm: vm.as_ref().map(VmName::as_str),
+            vm: vm.as_ref().map(Name::as_str),
             disk: disk.as_ref(),
         };
         {
@@ -193,7 +193,7 @@ impl Hooks {
 }
 
 /// The names of machines and disks could be the same.
-fn key(vm: Option<&VmName>, disk: Option<&DiskId>) -> String {
+fn key(vm: Option<&Name>, disk: Option<&DiskId>) -> String {
     match (vm, disk) {
         (Some(vm), _) => format!("vm {vm}"),
         (None, Some(disk)) => format!("disk {disk}"),
@@ -210,7 +210,7 @@ fn carry_out(daemon: &Arc<Daemon>, job: &Job) {
         None => all.hook.as_deref(),
     };
     let about = About {
-        vm: vm.map(VmName::as_str),
+        vm: vm.map(Name::as_str),
         disk: event.disk(),
     };
     let name = event.name();
@@ -269,7 +269,7 @@ fn carry_out(daemon: &Arc<Daemon>, job: &Job) {
     }
 }
 
-fn environment(daemon: &Daemon, job: &Job, vm: Option<&VmName>) -> Vec<(&'static str, OsString)> {
+fn environment(daemon: &Daemon, job: &Job, vm: Option<&Name>) -> Vec<(&'static str, OsString)> {
     let event = &job.event;
     let mut all: Vec<(&str, OsString)> = vec![
         ("FERRY_EVENT", event.name().into()),

@@ -13,9 +13,9 @@ use ferry_migration::ids::DiskId;
 use serde_json::{Value, json};
 
 use super::hooks::HookEvent;
-use super::settings::VmName;
 use crate::daemon::Daemon;
 use crate::events;
+use crate::name::Name;
 
 /// Events in a report.
 const EVENTS_MAX: usize = 64;
@@ -29,7 +29,7 @@ const GATHER_PATIENCE: Duration = Duration::from_secs(5);
 pub fn write(
     daemon: &Arc<Daemon>,
     event: &HookEvent,
-    vm: Option<&VmName>,
+    vm: Option<&Name>,
     trial: bool,
 ) -> io::Result<PathBuf> {
     let dir = daemon.config.run_dir.join("reports");
@@ -51,7 +51,7 @@ pub fn write(
     Ok(path)
 }
 
-fn contents(daemon: &Arc<Daemon>, event: &HookEvent, vm: Option<&VmName>, trial: bool) -> Value {
+fn contents(daemon: &Arc<Daemon>, event: &HookEvent, vm: Option<&Name>, trial: bool) -> Value {
     let (section, line) = match vm {
         Some(vm) => (daemon.config.vm(vm), daemon.escalation.vm_line(daemon, vm)),
         None => (None, None),

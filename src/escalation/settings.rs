@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use ferry_migration::ids::DiskId;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::fault::Policy;
 use crate::error::{Done, Failure};
+use crate::name::Name;
 
 const RESTART_ATTEMPTS: u32 = 3;
 const RESTART_ATTEMPTS_MAX: u32 = 100;
@@ -72,7 +72,7 @@ impl EscalationConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    pub name: VmName,
+    pub name: Name,
     /// Its disks, each after those that it needs.
     #[serde(default)]
     pub disks: Vec<DiskId>,
@@ -104,37 +104,6 @@ impl VmConfig {
             fault_delay_ns,
             healthy_ns: healthy.map_or(HEALTHY_PERIOD * fault_delay_ns, Seconds::ns),
         }
-    }
-}
-
-/// A machine's name, in the letters of a disk's: it becomes part of a file's name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String")]
-pub struct VmName(String);
-
-impl VmName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for VmName {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<VmName, String> {
-        match DiskId::from_str(&name) {
-            Ok(_) => Ok(VmName(name)),
-            Err(_) => Err(format!(
-                "{name:?} is not a name for a VM; use up to 64 letters, digits, '.', '-' and '_', not \
-                 beginning with a dot"
-            )),
-        }
-    }
-}
-
-impl fmt::Display for VmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

@@ -7,10 +7,10 @@ use super::Escalation;
 use super::fault::Standing;
 use super::progress::Ages;
 use super::report::disk_line;
-use super::settings::VmName;
 use super::watch::VmSeen;
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
+use crate::name::Name;
 
 impl Escalation {
     /// `vm.list`.
@@ -22,14 +22,14 @@ impl Escalation {
     }
 
     /// One machine, with the ages of its disks' requests.
-    pub fn vm_line(&self, daemon: &Daemon, name: &VmName) -> Option<Value> {
+    pub fn vm_line(&self, daemon: &Daemon, name: &Name) -> Option<Value> {
         let seen = self.seen();
         let vm = seen.vms.iter().find(|vm| vm.config.name == *name)?;
         Some(line(daemon, vm, seen.clock.now_ns()))
     }
 
     /// `vm.show`: with all that is known of the disks.
-    pub fn vm_shown(&self, daemon: &Daemon, name: &VmName) -> Done<Value> {
+    pub fn vm_shown(&self, daemon: &Daemon, name: &Name) -> Done<Value> {
         let Some(mut line) = self.vm_line(daemon, name) else {
             return Err(Failure::Failed(format!(
                 "there is no vm {name} in the daemon's configuration; ferry vm list names those \

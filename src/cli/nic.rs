@@ -1,0 +1,192 @@
+//! `ferry nic` and `ferry switch`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{cell, show};
+use crate::control::Client;
+use crate::error::Done;
+use crate::name::Name;
+use crate::nic::{NicConfig, SwitchConfig};
+use crate::output;
+
+/// What may be done with NICs.
+#[derive(Subcommand)]
+pub enum NicCommand {
+    /// Serve a NIC.
+    Add {
+        /// Its name, the same on every host.
+        id: Name,
+        /// The switch that it is a port of.
+        #[arg(long, value_name = "NAME", conflicts_with = "tap")]
+        switch: Option<Name>,
+        /// The tap that it is wired to.
+        #[arg(long, value_name = "NAME")]
+        tap: Option<String>,
+        /// Its vhost-user socket; nic-ID.sock in the run directory unless given.
+        #[arg(long, value_name = "SOCKET")]
+        socket_path: Option<PathBuf>,
+        /// Its address; made up unless given. Give the VMM the same.
+        #[arg(long)]
+        mac: Option<String>,
+        /// Bytes behind the Ethernet header.
+        #[arg(long, default_value_t = crate::nic::default_mtu())]
+        mtu: u16,
+        /// Pairs of queues.
+        #[arg(long, default_value_t = crate::nic::default_pairs())]
+        queue_pairs: u16,
+        /// Its guest may send from any address, and not from its own alone.
+        #[arg(long)]
+        any_source: bool,
+        /// Frames that its guest may send in a second.
+        #[arg(long, value_name = "N")]
+        limit_pps: Option<u64>,
+        /// Bits that its guest may send in a second, in millions.
+        #[arg(long, value_name = "N")]
+        limit_mbps: Option<u64>,
+    },
+    /// The NICs, and what went through them.
+    List,
+    /// Let go of a NIC.
+    Remove {
+        /// Its name.
+        id: Name,
+    },
+}
+
+/// What may be done with switches.
+#[derive(Subcommand)]
+pub enum SwitchCommand {
+    /// Make a learning switch.
+    Add {
+        /// Its name.
+        name: Name,
+        /// A tap that is a port of it; may be said several times.
+        #[arg(long = "tap", value_name = "NAME")]
+        taps: Vec<String>,
+    },
+    /// The switches.
+    List,
+    /// Remove one that has no NICs.
+    Remove {
+        /// Its name.
+        name: Name,
+    },
+}
+
+/// Carries it out.
+pub fn run(command: NicCommand, client: &mut Client) -> Done {
+    match command {
+        NicCommand::Add {
+            id,
+            switch,
+            tap,
+            socket_path,
+            mac,
+            mtu,
+            queue_pairs,
+            any_source,
+            limit_pps,
+            limit_mbps,
+        } => {
+            let config = NicConfig {
+                id,
+                switch,
+                tap,
+                socket_path: socket_path.map(std::path::absolute).transpose()?,
+                mac,
+                mtu,
+                queue_pairs,
+                any_source,
+                limit_pps,
+                limit_bps: limit_mbps.map(|mbps| mbps.saturating_mul(1_000_000)),
+            };
+            config.check()?;
+            let line = client.call("nic.add", serde_json::to_value(&config)?)?;
+            show(&line, |line| {
+                let text = |key: &str| cell(&line[key]);
+                format!(
+                    "nic {} at {}\n\n  {}",
+                    config.id,
+                    text("socket"),
+                    qemu_lines(&text("socket"), &text("mac"), queue_pairs).join(" \\\n  ")
+                )
+            });
+        }
+        NicCommand::List => show(&client.call("nic.list", json!({}))?, table),
+        NicCommand::Remove { id } => {
+            let gone = client.call("nic.remove", json!({ "id": id }))?;
+            show(&gone, |_| format!("nic {id} is not served any more"));
+        }
+    }
+    Ok(())
+}
+
+/// Carries it out.
+pub fn run_switch(command: SwitchCommand, client: &mut Client) -> Done {
+    match command {
+        SwitchCommand::Add { name, taps } => {
+            let config = SwitchConfig { name, taps };
+            let line = client.call("switch.add", serde_json::to_value(&config)?)?;
+            show(&line, |_| format!("switch {}", config.name));
+        }
+        SwitchCommand::List => show(&client.call("switch.list", json!({}))?, |list| {
+            let switches = list["switches"].as_array().into_iter().flatten();
+            let rows = switches.map(|it| vec![cell(&it["name"]), cell(&it["taps"])]);
+            output::table(&["SWITCH", "TAPS"], rows.collect())
+        }),
+        SwitchCommand::Remove { name } => {
+            let gone = client.call("switch.remove", json!({ "name": name }))?;
+            show(&gone, |_| format!("switch {name} is gone"));
+        }
+    }
+    Ok(())
+}
+
+/// The options that attach a NIC to QEMU.
+fn qemu_lines(socket: &str, mac: &str, pairs: u16) -> Vec<String> {
+    let (queues, mq) = match pairs {
+        1 => (String::new(), String::new()),
+        _ => (
+            format!(",queues={pairs}"),
+            format!(",mq=on,vectors={}", 2 * pairs + 2),
+        ),
+    };
+    vec![
+        "-object memory-backend-memfd,id=mem,size=1G,share=on".into(),
+        "-machine memory-backend=mem -m 1G".into(),
+        format!("-chardev socket,id=ferrynic0,path={socket},reconnect-ms=100"),
+        format!("-netdev vhost-user,id=net0,chardev=ferrynic0{queues}"),
+        format!("-device virtio-net-pci,netdev=net0,mac={mac}{mq}"),
+    ]
+}
+
+fn table(list: &Value) -> String {
+    let size = |value: &Value| output::bytes(value.as_u64().unwrap_or(0));
+    let rows = list["nics"].as_array().into_iter().flatten().map(|nic| {
+        let to = match (&nic["switch"], &nic["tap"]) {
+            (Value::String(switch), _) => format!("switch {switch}"),
+            (_, tap) => format!("tap {}", cell(tap)),
+        };
+        let dropped = nic["dropped"].as_object().into_iter().flatten();
+        let dropped: u64 = dropped.filter_map(|(_, count)| count.as_u64()).sum();
+        vec![
+            cell(&nic["id"]),
+            cell(&nic["mac"]),
+            to,
+            cell(&nic["attached"]),
+            cell(&nic["rx_frames"]),
+            size(&nic["rx_bytes"]),
+            cell(&nic["tx_frames"]),
+            size(&nic["tx_bytes"]),
+            dropped.to_string(),
+            cell(&nic["socket"]),
+        ]
+    });
+    let header = [
+        "NIC", "MAC", "TO", "ATTACHED", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED", "SOCKET",
+    ];
+    output::table(&header, rows.collect())
+}

@@ -1,0 +1,306 @@
+//! NICs, and the switches that some of them are ports of.
+//!
+//! A switch belongs to one worker, whichever has the fewest; a NIC that is wired to a tap is on a worker
+//! for each of its pairs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::net::counters::PortTotals;
+use ferry_dataplane::net::frame::Mac;
+use ferry_dataplane::net::nic::{BridgeHandle, NicPort};
+use ferry_dataplane::net::tap::Tap;
+use ferry_vhost::net::device::{Attachment, NetDevice, Wire};
+use ferry_vhost::session::{self, Listening};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Daemon, kept};
+use crate::error::{Done, Failure};
+use crate::name::Name;
+use crate::nic::{NicConfig, SwitchConfig};
+
+const SOCKET_MODE: u32 = 0o660;
+
+/// All of a daemon.
+#[derive(Default)]
+pub struct Nics {
+    switches: Mutex<BTreeMap<Name, Switch>>,
+    nics: Mutex<BTreeMap<Name, Nic>>,
+}
+
+struct Switch {
+    config: SwitchConfig,
+    bridge: Arc<BridgeHandle>,
+    taps: Vec<NicPort>,
+}
+
+struct Nic {
+    config: NicConfig,
+    mac: Mac,
+    socket: PathBuf,
+    /// Dropped first: cuts the front-end.
+    _listening: Listening,
+    device: Arc<NetDevice>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn random() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    high ^ low
+}
+
+impl Nics {
+    /// Cuts all front-ends and lets go of all taps.
+    pub fn stop(&self) {
+        lock(&self.nics).clear();
+        lock(&self.switches).clear();
+    }
+}
+
+fn open_taps(name: &str, queues: u16) -> Done<Vec<Tap>> {
+    Tap::open(name, queues).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot open the tap {name} with {queues} queue(s): {error}; make it first, for this user: \
+             ip tuntap add {name} mode tap vnet_hdr user USER{}; ip link set {name} up",
+            if queues > 1 { " multi_queue" } else { "" }
+        ))
+    })
+}
+
+fn failed(what: &str, name: &Name) -> impl FnOnce(LifecycleError) -> Failure {
+    let about = format!("{what} {name}");
+    move |error| Failure::Failed(format!("{about}: {error}"))
+}
+
+impl Daemon {
+    /// Takes up the switches and NICs of the configuration, and then those that were added before the
+    /// last end.
+    pub fn take_up_nics(&self) {
+        let state_dir = &self.config.state_dir;
+        let known = |name: &Name| self.config.switches.iter().any(|it| it.name == *name);
+        let kept = kept::load::<SwitchConfig>(state_dir).into_iter();
+        let switches = self.config.switches.iter().cloned();
+        for config in switches.chain(kept.filter(|it| !known(&it.name))) {
+            if let Err(error) = self.start_switch(&config) {
+                tracing::error!(switch = %config.name, %error, "a switch is not taken up");
+            }
+        }
+        let known = |id: &Name| self.config.nics.iter().any(|it| it.id == *id);
+        let kept = kept::load::<NicConfig>(state_dir).into_iter();
+        let nics = self.config.nics.iter().cloned();
+        for config in nics.chain(kept.filter(|it| !known(&it.id))) {
+            if let Err(error) = self.start_nic(&config) {
+                tracing::error!(nic = %config.id, %error, "a NIC is not taken up");
+            }
+        }
+    }
+
+    /// `ferry switch add`.
+    pub fn add_switch(&self, config: &SwitchConfig) -> Done<Value> {
+        let line = self.start_switch(config)?;
+        kept::store(&self.config.state_dir, config)
+            .inspect_err(|_| drop(lock(&self.nics.switches).remove(&config.name)))?;
+        Ok(line)
+    }
+
+    fn start_switch(&self, config: &SwitchConfig) -> Done<Value> {
+        let name = &config.name;
+        let mut switches = lock(&self.nics.switches);
+        if switches.contains_key(name) {
+            return Err(Failure::Failed(format!("there is a switch {name} already")));
+        }
+        let workers = self.workers();
+        let worker = &workers[self.next_home() % workers.len()];
+        let bridge = BridgeHandle::switch(worker, random()).map_err(failed("switch", name))?;
+        let mut taps = Vec::new();
+        for tap in &config.taps {
+            for tap in open_taps(tap, 1)? {
+                taps.push(bridge.add_tap(tap).map_err(failed("switch", name))?);
+            }
+        }
+        let switch = Switch {
+            config: config.clone(),
+            bridge,
+            taps,
+        };
+        let line = switch.line();
+        switches.insert(name.clone(), switch);
+        Ok(line)
+    }
+
+    /// `ferry switch remove`.
+    pub fn remove_switch(&self, name: &Name) -> Done<Value> {
+        let mut switches = lock(&self.nics.switches);
+        if !switches.contains_key(name) {
+            return Err(Failure::Failed(format!("there is no switch {name}")));
+        }
+        let nics = lock(&self.nics.nics);
+        if let Some(nic) = nics
+            .values()
+            .find(|nic| nic.config.switch.as_ref() == Some(name))
+        {
+            return Err(Failure::Failed(format!(
+                "NIC {} is a port of switch {name}; remove it first",
+                nic.config.id
+            )));
+        }
+        switches.remove(name);
+        kept::remove::<SwitchConfig>(&self.config.state_dir, name)?;
+        Ok(json!({ "removed": name }))
+    }
+
+    /// `ferry nic add`.
+    pub fn add_nic(&self, config: &NicConfig) -> Done<Value> {
+        config.check()?;
+        let mut config = config.clone();
+        // From now on it is the NIC's, also after a restart.
+        let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
+        config.mac = Some(mac.to_string());
+        let line = self.start_nic(&config)?;
+        kept::store(&self.config.state_dir, &config)
+            .inspect_err(|_| drop(lock(&self.nics.nics).remove(&config.id)))?;
+        Ok(line)
+    }
+
+    fn start_nic(&self, config: &NicConfig) -> Done<Value> {
+        config.check()?;
+        let id = &config.id;
+        let mut nics = lock(&self.nics.nics);
+        if nics.contains_key(id) {
+            return Err(Failure::Failed(format!("there is a NIC {id} already")));
+        }
+        let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
+        let guard = (!config.any_source).then_some(mac);
+        let attachment = match (&config.switch, &config.tap) {
+            (Some(switch), _) => self.switch_port(switch, config, guard)?,
+            (None, Some(tap)) => self.wires(tap, config, guard)?,
+            (None, None) => unreachable!("checked"),
+        };
+        let device = NetDevice::new(id.as_str(), config.options(mac), attachment);
+        let device = device.map_err(|error| Failure::Usage(format!("nic {id}: {error}")))?;
+        for port in device.ports() {
+            port.set_limit(config.limit()).map_err(failed("nic", id))?;
+        }
+        let default = || self.config.run_dir.join(format!("nic-{id}.sock"));
+        let socket = config.socket_path.clone().unwrap_or_else(default);
+        let listening = session::listen(device.clone(), &socket, SOCKET_MODE)?;
+        self.give_to_group(&socket);
+        let nic = Nic {
+            config: config.clone(),
+            mac,
+            socket,
+            _listening: listening,
+            device,
+        };
+        let line = nic.line();
+        nics.insert(id.clone(), nic);
+        Ok(line)
+    }
+
+    fn switch_port(
+        &self,
+        switch: &Name,
+        config: &NicConfig,
+        guard: Option<Mac>,
+    ) -> Done<Attachment> {
+        let switches = lock(&self.nics.switches);
+        let Some(there) = switches.get(switch) else {
+            return Err(Failure::Failed(format!(
+                "there is no switch {switch}; make it with ferry switch add {switch}"
+            )));
+        };
+        let port = there
+            .bridge
+            .add_guest(config.queue_pairs, config.mtu, guard);
+        Ok(Attachment::Switch(port.map_err(failed("switch", switch))?))
+    }
+
+    fn wires(&self, tap: &str, config: &NicConfig, guard: Option<Mac>) -> Done<Attachment> {
+        let workers = self.workers();
+        let wire = |tap| {
+            let worker = &workers[self.next_home() % workers.len()];
+            let bridge = BridgeHandle::wire(worker)?;
+            let guest = bridge.add_guest(1, config.mtu, guard)?;
+            let tap = bridge.add_tap(tap)?;
+            Ok(Wire { guest, tap })
+        };
+        let taps = open_taps(tap, config.queue_pairs)?;
+        let wires: Result<_, LifecycleError> = taps.into_iter().map(wire).collect();
+        Ok(Attachment::Wires(wires.map_err(failed("nic", &config.id))?))
+    }
+
+    /// `ferry nic remove`.
+    pub fn remove_nic(&self, id: &Name) -> Done<Value> {
+        let Some(nic) = lock(&self.nics.nics).remove(id) else {
+            return Err(Failure::Failed(format!(
+                "there is no NIC {id} here; ferry nic list names those there are"
+            )));
+        };
+        drop(nic);
+        kept::remove::<NicConfig>(&self.config.state_dir, id)?;
+        Ok(json!({ "removed": id }))
+    }
+
+    /// `ferry nic list`.
+    pub fn nic_lines(&self) -> Value {
+        let nics = lock(&self.nics.nics);
+        let lines: Vec<Value> = nics.values().map(Nic::line).collect();
+        json!({ "nics": lines })
+    }
+
+    /// `ferry switch list`.
+    pub fn switch_lines(&self) -> Value {
+        let switches = lock(&self.nics.switches);
+        let lines: Vec<Value> = switches.values().map(Switch::line).collect();
+        json!({ "switches": lines })
+    }
+}
+
+fn totals<'a>(ports: impl IntoIterator<Item = &'a NicPort>) -> PortTotals {
+    let mut totals = PortTotals::default();
+    for port in ports {
+        port.counters().add_to(&mut totals);
+    }
+    totals
+}
+
+impl Switch {
+    fn line(&self) -> Value {
+        json!({ "name": self.config.name, "taps": self.config.taps, "tap_ports": self.taps.len() })
+    }
+}
+
+impl Nic {
+    fn line(&self) -> Value {
+        let totals = totals(self.device.ports());
+        json!({
+            "id": self.config.id,
+            "mac": self.mac.to_string(),
+            "switch": self.config.switch,
+            "tap": self.config.tap,
+            "socket": self.socket,
+            "mtu": self.config.mtu,
+            "queue_pairs": self.config.queue_pairs,
+            "attached": self.device.attached(),
+            "rx_frames": totals.rx_frames,
+            "rx_bytes": totals.rx_bytes,
+            "tx_frames": totals.tx_frames,
+            "tx_bytes": totals.tx_bytes,
+            "dropped": {
+                "no_buffers": totals.no_buffers,
+                "spoofed": totals.spoofed,
+                "malformed": totals.malformed,
+                "limited": totals.limited,
+                "too_large": totals.too_large,
+                "no_link": totals.no_link,
+                "capture_lost": totals.capture_lost,
+            },
+        })
+    }
+}

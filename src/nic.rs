@@ -1,0 +1,137 @@
+//! What a NIC and a switch are configured as.
+
+use std::path::PathBuf;
+
+use ferry_dataplane::net::frame::Mac;
+use ferry_dataplane::net::limit::RateLimit;
+use ferry_vhost::net::config::{Controls, NetOptions, Offloads};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Done, Failure};
+use crate::name::Name;
+
+/// Pairs of queues that a NIC may have here.
+const QUEUE_PAIRS_MAX: u16 = 64;
+
+/// `[[switch]]`, and what `ferry switch add` sends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchConfig {
+    /// Its name.
+    pub name: Name,
+    /// Taps that are ports of it.
+    #[serde(default)]
+    pub taps: Vec<String>,
+}
+
+/// `[[nic]]`, and what `ferry nic add` sends.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// Its name, the same on every host.
+    pub id: Name,
+    /// The switch that it is a port of.
+    pub switch: Option<Name>,
+    /// The tap that it is wired to.
+    pub tap: Option<String>,
+    /// Its socket; `nic-ID.sock` under the run directory unless set.
+    pub socket_path: Option<PathBuf>,
+    /// Its address; one is made up when the NIC is added, unless set.
+    pub mac: Option<String>,
+    /// Bytes behind the Ethernet header.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// Pairs of queues.
+    #[serde(default = "default_pairs")]
+    pub queue_pairs: u16,
+    /// Its guest may send from any address.
+    #[serde(default)]
+    pub any_source: bool,
+    /// Frames that its guest may send in a second.
+    pub limit_pps: Option<u64>,
+    /// Bits that its guest may send in a second.
+    pub limit_bps: Option<u64>,
+}
+
+/// MTU for which nothing else was said.
+pub const fn default_mtu() -> u16 {
+    1500
+}
+
+/// Pairs of queues for which nothing else was said.
+pub const fn default_pairs() -> u16 {
+    1
+}
+
+impl NicConfig {
+    fn wrong<T>(&self, what: impl std::fmt::Display) -> Done<T> {
+        Err(Failure::Usage(format!("nic {}: {what}", self.id)))
+    }
+
+    /// Checks what types cannot say.
+    pub fn check(&self) -> Done {
+        match (&self.switch, &self.tap) {
+            (None, None) => return self.wrong("say where it goes: --switch NAME or --tap NAME"),
+            (Some(_), Some(_)) => {
+                return self.wrong(
+                    "a switch or a tap, not both; a switch's own taps are its configuration's",
+                );
+            }
+            _ => {}
+        }
+        if !(1..=QUEUE_PAIRS_MAX).contains(&self.queue_pairs) {
+            return self.wrong(format_args!("queue_pairs must be 1 to {QUEUE_PAIRS_MAX}"));
+        }
+        self.mac()?;
+        match self.options(Mac::random(0)).check() {
+            Ok(()) => Ok(()),
+            Err(error) => self.wrong(error),
+        }
+    }
+
+    /// Its address, if one was given.
+    pub fn mac(&self) -> Done<Option<Mac>> {
+        let Some(text) = &self.mac else {
+            return Ok(None);
+        };
+        match text.parse::<Mac>() {
+            Ok(mac) if mac.is_station() => Ok(Some(mac)),
+            Ok(mac) => self.wrong(format_args!("{mac} is no address of a single NIC")),
+            Err(error) => self.wrong(error),
+        }
+    }
+
+    /// What the device offers.
+    pub fn options(&self, mac: Mac) -> NetOptions {
+        NetOptions {
+            mac: Some(mac.0),
+            mtu: Some(self.mtu),
+            link: None,
+            status: true,
+            queue_pairs: self.queue_pairs,
+            mergeable: true,
+            indirect: true,
+            event_idx: true,
+            log: true,
+            from_guest: Offloads {
+                // No tap has taken them since Linux 4.14.
+                ufo: false,
+                ..Offloads::ALL
+            },
+            to_guest: Offloads {
+                ufo: false,
+                ..Offloads::ALL
+            },
+            control: Some(Controls::ALL),
+        }
+    }
+
+    /// How much its guest may send.
+    pub fn limit(&self) -> Option<RateLimit> {
+        let limit = RateLimit {
+            packets_per_s: self.limit_pps,
+            bits_per_s: self.limit_bps,
+        };
+        (limit != RateLimit::default()).then_some(limit)
+    }
+}
