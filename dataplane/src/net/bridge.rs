@@ -247,7 +247,7 @@ impl Bridge {
     }
 
     /// Shows the guests what they were given.
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         while let Some(id) = self.touched.pop() {
             let Some(port) = &mut self.ports[usize::from(id)] else {
                 continue;
@@ -373,3 +373,6 @@ impl TapEnd {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

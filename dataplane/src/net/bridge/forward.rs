@@ -1,6 +1,6 @@
 //! A frame's way through a bridge.
 
-use super::{Bridge, End, Guest, Kind, TapEnd};
+use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
 use crate::limits::{CAPTURE_FRAMES, FRAME_BUDGET};
 use crate::net::counters::Cause;
 use crate::net::features::Offloads;
@@ -16,6 +16,8 @@ use crate::segments::Segments;
 pub struct Captured {
     /// Its header, as the port gave it.
     pub header: Header,
+    /// What is behind its addresses and tags.
+    pub ether_type: u16,
     /// The frame.
     pub bytes: Box<[u8]>,
 }
@@ -46,8 +48,11 @@ impl Bridge {
     pub(super) fn take_from(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
         match self.ports[usize::from(port)].as_ref().map(|it| &it.end) {
             Some(End::Guest(guest)) => {
-                let mut found = false;
-                for queue in 0..guest.tx.len() {
+                let (mut found, pairs) = (false, guest.tx.len());
+                if !guest.captured.is_empty() {
+                    self.give_captured(port);
+                }
+                for queue in 0..pairs {
                     let queue = u16::try_from(queue).expect("few pairs");
                     found |= self.take_from_guest(id, (port, queue), ring);
                 }
@@ -286,7 +291,8 @@ impl Bridge {
             return;
         };
         let running = guest.rx.iter().flatten().count();
-        if running == 0 {
+        // Behind those that wait already, so that none overtakes another.
+        if running == 0 || !guest.captured.is_empty() {
             if !guest.capture {
                 there.counters.dropped(Cause::NoLink, 1);
             } else if guest.captured.len() == CAPTURE_FRAMES {
@@ -294,8 +300,11 @@ impl Bridge {
             } else {
                 let mut bytes = vec![0; frame.len].into_boxed_slice();
                 frame.bytes.start(&mut bytes);
-                let header = frame.header;
-                guest.captured.push_back(Captured { header, bytes });
+                guest.captured.push_back(Captured {
+                    header: frame.header,
+                    ether_type: frame.ether_type,
+                    bytes,
+                });
             }
             return;
         }
@@ -304,16 +313,7 @@ impl Bridge {
         let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
             return;
         };
-        let takes = place.queue.offloads();
-        let work = Work::of(&frame.header, frame.ether_type, takes);
-        let put = if work == Work::Nothing {
-            place.queue.put(frame.header, &frame.bytes, frame.len)
-        } else {
-            let room = (&mut self.whole[..], &mut self.piece[..]);
-            finish(frame, work, takes, room, |header, bytes| {
-                place.queue.put(header, &Bytes::Own(bytes), bytes.len())
-            })
-        };
+        let put = give(place, frame, &mut self.whole, &mut self.piece);
         match put {
             Put::Done => there.counters.received(1, frame.len as u64),
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
@@ -323,6 +323,44 @@ impl Bridge {
         if !place.touched {
             place.touched = true;
             self.touched.push(to);
+        }
+    }
+
+    /// Gives a guest what was captured for it, as far as it has buffers.
+    pub(super) fn give_captured(&mut self, to: u16) {
+        let Some(Some(there)) = self.ports.get_mut(usize::from(to)) else {
+            return;
+        };
+        let End::Guest(guest) = &mut there.end else {
+            return;
+        };
+        let Some(place) = guest.rx.iter_mut().flatten().next() else {
+            return;
+        };
+        while let Some(first) = guest.captured.front() {
+            let frame = Frame {
+                header: first.header,
+                ether_type: first.ether_type,
+                bytes: Bytes::Own(&first.bytes),
+                len: first.bytes.len(),
+                from: to,
+                queue: 0,
+                tag: None,
+            };
+            match give(place, &frame, &mut self.whole, &mut self.piece) {
+                Put::Done => there.counters.received(1, frame.len as u64),
+                Put::NoRoom => break,
+                Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
+                Put::Broken => {
+                    place.broken = true;
+                    break;
+                }
+            }
+            guest.captured.pop_front();
+            if !place.touched {
+                place.touched = true;
+                self.touched.push(to);
+            }
         }
     }
 
@@ -375,6 +413,18 @@ impl Bridge {
             End::Guest(_) => None,
         }
     }
+}
+
+/// Gives a frame to a guest's queue, finished as far as the guest does not do that itself.
+fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> Put {
+    let takes = place.queue.offloads();
+    let work = Work::of(&frame.header, frame.ether_type, takes);
+    if work == Work::Nothing {
+        return place.queue.put(frame.header, &frame.bytes, frame.len);
+    }
+    finish(frame, work, takes, (whole, piece), |header, bytes| {
+        place.queue.put(header, &Bytes::Own(bytes), bytes.len())
+    })
 }
 
 /// Finishes in software what the receiver does not take, and gives each frame of it to `put`.

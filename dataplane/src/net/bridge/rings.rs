@@ -3,7 +3,7 @@
 use crossbeam_channel::Sender;
 
 use super::{Bridge, Captured, End, Guest, RxPlace, TxPlace};
-use crate::net::queue::{Bytes, Put, RxQueue, TxQueue};
+use crate::net::queue::{RxQueue, TxQueue};
 use crate::ring::{NetOp, Ring};
 
 impl Guest {
@@ -51,29 +51,9 @@ impl Bridge {
         // It needs no kicks: frames come when they come.
         rx.queue.disarm();
         *place = Some(rx);
-        self.deliver_captured(port, queue);
+        self.give_captured(port);
+        self.publish();
         self.wake(port);
-    }
-
-    fn deliver_captured(&mut self, port: u16, queue: u16) {
-        let Some(guest) = self.guest(port) else {
-            return;
-        };
-        let mut captured = std::mem::take(&mut guest.captured);
-        let mut given = 0;
-        if let Some(place) = guest.rx_at(queue) {
-            while let Some(Captured { header, bytes }) = captured.front() {
-                let (header, len) = (*header, bytes.len());
-                if place.queue.put(header, &Bytes::Own(bytes), len) == Put::NoRoom {
-                    break;
-                }
-                captured.pop_front();
-                given += 1;
-            }
-            place.queue.publish();
-        }
-        guest.captured = captured;
-        tracing::debug!(port, given, "frames that came while the queues stood still");
     }
 
     /// Takes a queue back, once the kernel has what it was given of it.
@@ -179,6 +159,10 @@ impl Bridge {
             }
             End::Guest(guest) => guest,
         };
+        // Until the guest has made room for what waits for it.
+        if !guest.captured.is_empty() && guest.rx.iter().flatten().any(|it| !it.broken) {
+            return false;
+        }
         for (queue, place) in (0u16..).zip(&mut guest.tx) {
             let Some(place) = place else { continue };
             if place.broken || !place.queue.may_complete() {

@@ -1,0 +1,445 @@
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::bounded;
+
+use super::*;
+use crate::net::features::Offloads;
+use crate::net::header::Header;
+use crate::net::limit::RateLimit;
+use crate::net::queue::{Bytes, Fetched, FrameQueue, Put, Taken};
+
+const MS: u64 = 1_000_000;
+const MTU: u16 = 1500;
+
+/// What a guest has in its rings, and sees of them.
+#[derive(Default)]
+struct Guest {
+    to_send: VecDeque<(Header, Vec<u8>)>,
+    in_hand: Vec<(u32, Vec<u8>)>,
+    given_back: u32,
+    received: Vec<(Header, Vec<u8>)>,
+    /// Buffers that are left to receive into.
+    room: usize,
+    takes: Offloads,
+}
+
+type Shared = Arc<Mutex<Guest>>;
+
+struct Tx(Shared);
+struct Rx(Shared);
+
+macro_rules! queue {
+    ($name:ty, $work:expr, $offloads:expr) => {
+        impl FrameQueue for $name {
+            fn may_complete(&self) -> bool {
+                true
+            }
+            fn publish(&mut self) {}
+            fn has_work(&self) -> bool {
+                $work(&self.0.lock().unwrap())
+            }
+            fn arm(&mut self) -> bool {
+                self.has_work()
+            }
+            fn disarm(&mut self) {}
+            fn kick_fd(&self) -> Option<RawFd> {
+                None
+            }
+            fn drain_kick(&self) {}
+            fn offloads(&self) -> Offloads {
+                $offloads(&self.0.lock().unwrap())
+            }
+        }
+    };
+}
+
+queue!(
+    Tx,
+    |guest: &Guest| !guest.to_send.is_empty(),
+    |_: &Guest| { Offloads::ALL }
+);
+queue!(Rx, |guest: &Guest| guest.room > 0, |guest: &Guest| guest
+    .takes);
+
+impl TxQueue for Tx {
+    fn take(&mut self, bytes: &mut Segments) -> Fetched {
+        let mut guest = self.0.lock().unwrap();
+        let Some((header, frame)) = guest.to_send.pop_front() else {
+            return Fetched::Empty;
+        };
+        let (tag, len) = (
+            guest.given_back + u32::try_from(guest.in_hand.len()).unwrap(),
+            frame.len(),
+        );
+        guest.in_hand.push((tag, frame));
+        let at = guest.in_hand.last_mut().unwrap();
+        // SAFETY: the frame stays in `in_hand`, where it does not move, until `done`.
+        #[allow(unsafe_code)]
+        let segment = unsafe { crate::segments::Segment::new(at.1.as_mut_ptr(), len) };
+        assert!(bytes.push(segment));
+        Fetched::Frame(Taken { tag, header, len })
+    }
+
+    fn put_back(&mut self, tag: u32) {
+        let mut guest = self.0.lock().unwrap();
+        let at = guest.in_hand.iter().position(|it| it.0 == tag).unwrap();
+        let (_, frame) = guest.in_hand.remove(at);
+        guest.to_send.push_front((Header::default(), frame));
+    }
+
+    fn done(&mut self, tag: u32) {
+        let mut guest = self.0.lock().unwrap();
+        let at = guest.in_hand.iter().position(|it| it.0 == tag);
+        guest
+            .in_hand
+            .remove(at.expect("a frame is given back once"));
+        guest.given_back += 1;
+    }
+}
+
+impl RxQueue for Rx {
+    fn put(&mut self, header: Header, bytes: &Bytes<'_>, len: usize) -> Put {
+        let mut guest = self.0.lock().unwrap();
+        if guest.room == 0 {
+            return Put::NoRoom;
+        }
+        guest.room -= 1;
+        let mut frame = vec![0; len];
+        assert_eq!(bytes.start(&mut frame), len);
+        guest.received.push((header, frame));
+        Put::Done
+    }
+}
+
+/// A bridge with guests, driven by hand.
+struct Rig {
+    bridge: Bridge,
+    ring: Ring,
+    guests: Vec<Shared>,
+    counters: Vec<Arc<PortCounters>>,
+    now_ns: u64,
+}
+
+fn mac(n: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, n])
+}
+
+/// A frame of `len` bytes from one guest to an address.
+fn frame(to: Mac, from: u8, mark: u8, len: usize) -> Vec<u8> {
+    let mut bytes = [&to.0[..], &mac(from).0, &[0x88, 0xb5]].concat();
+    bytes.resize(len, mark);
+    bytes
+}
+
+impl Rig {
+    fn new(kind: Kind, guests: u8) -> Rig {
+        let mut rig = Rig {
+            bridge: Bridge::new(kind),
+            ring: Ring::new().unwrap(),
+            guests: Vec::new(),
+            counters: Vec::new(),
+            now_ns: MS,
+        };
+        for n in 0..guests {
+            let counters = Arc::new(PortCounters::default());
+            let port = Port::guest(1, MTU, Some(mac(n)), counters.clone());
+            let port = rig.bridge.add_port(port).unwrap();
+            let guest = Shared::default();
+            guest.lock().unwrap().room = usize::MAX;
+            guest.lock().unwrap().takes = Offloads::ALL;
+            rig.bridge.start_tx(port, 0, Box::new(Tx(guest.clone())));
+            rig.bridge.start_rx(port, 0, Box::new(Rx(guest.clone())));
+            rig.guests.push(guest);
+            rig.counters.push(counters);
+        }
+        rig
+    }
+
+    fn switch(guests: u8) -> Rig {
+        Rig::new(Kind::Switch(Table::new(7)), guests)
+    }
+
+    fn send(&mut self, from: u8, to: Mac, mark: u8) {
+        let frame = frame(to, from, mark, 60);
+        self.send_raw(from, Header::default(), frame);
+    }
+
+    fn send_raw(&mut self, from: u8, header: Header, frame: Vec<u8>) {
+        let mut guest = self.guests[usize::from(from)].lock().unwrap();
+        guest.to_send.push_back((header, frame));
+    }
+
+    fn turn(&mut self) {
+        self.now_ns += MS;
+        self.bridge.turn(0, &mut self.ring, self.now_ns);
+    }
+
+    /// The marks of what a guest has received since it was last asked.
+    fn received(&self, guest: u8) -> Vec<u8> {
+        let mut guest = self.guests[usize::from(guest)].lock().unwrap();
+        let frames = guest.received.drain(..);
+        frames.map(|(_, frame)| frame[14]).collect()
+    }
+}
+
+#[test]
+fn a_switch_learns_and_floods_what_it_does_not_know() {
+    let mut rig = Rig::switch(3);
+    rig.send(0, mac(1), 1);
+    rig.turn();
+    assert_eq!(
+        (rig.received(0), rig.received(1), rig.received(2)),
+        (vec![], vec![1], vec![1])
+    );
+    rig.send(1, mac(0), 2);
+    rig.turn();
+    assert_eq!(
+        (rig.received(0), rig.received(1), rig.received(2)),
+        (vec![2], vec![], vec![])
+    );
+    rig.send(0, mac(1), 3);
+    rig.send(0, Mac::BROADCAST, 4);
+    rig.turn();
+    assert_eq!((rig.received(1), rig.received(2)), (vec![3, 4], vec![4]));
+    assert!(
+        rig.guests
+            .iter()
+            .all(|it| it.lock().unwrap().in_hand.is_empty())
+    );
+    // What is behind the port that it comes from goes nowhere.
+    rig.send(0, mac(0), 5);
+    rig.turn();
+    assert_eq!(
+        (rig.received(0), rig.received(1), rig.received(2)),
+        (vec![], vec![], vec![])
+    );
+}
+
+#[test]
+fn an_address_is_another_in_each_vlan() {
+    let mut rig = Rig::switch(3);
+    let tagged = |to: Mac, from: u8, vlan: u8, mark: u8| {
+        let mut bytes = [&to.0[..], &mac(from).0, &[0x81, 0, 0, vlan, 0x88, 0xb5]].concat();
+        bytes.resize(64, mark);
+        bytes
+    };
+    rig.send_raw(1, Header::default(), tagged(mac(9), 1, 5, 1));
+    rig.turn();
+    let all = |rig: &Rig| {
+        rig.guests
+            .iter()
+            .map(|it| it.lock().unwrap().received.drain(..).count())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(all(&rig), [1, 0, 1]);
+    rig.send_raw(0, Header::default(), tagged(mac(1), 0, 5, 2));
+    rig.turn();
+    assert_eq!(all(&rig), [0, 1, 0], "known in this one");
+    rig.send_raw(0, Header::default(), tagged(mac(1), 0, 6, 3));
+    rig.turn();
+    assert_eq!(all(&rig), [0, 1, 1], "and not in that one");
+}
+
+#[test]
+fn a_guest_sends_from_its_own_address_alone() {
+    let mut rig = Rig::switch(2);
+    let foreign = frame(mac(1), 7, 1, 60);
+    rig.send_raw(0, Header::default(), foreign.clone());
+    rig.turn();
+    assert_eq!(rig.received(1), []);
+    assert_eq!(rig.counters[0].totals().spoofed, 1);
+    assert_eq!(
+        rig.guests[0].lock().unwrap().given_back,
+        1,
+        "it is given back all the same"
+    );
+    rig.bridge.set_guard(0, None);
+    rig.send_raw(0, Header::default(), foreign);
+    rig.turn();
+    assert_eq!(rig.received(1), [1]);
+}
+
+#[test]
+fn what_is_no_frame_harms_its_sender_alone() {
+    let mut rig = Rig::switch(2);
+    let lies = |header: Header| (header, frame(mac(1), 0, 1, 60));
+    let far = Header {
+        flags: 1,
+        csum_start: 60_000,
+        csum_offset: 6,
+        ..Header::default()
+    };
+    let no_gso = Header {
+        gso_type: 1,
+        gso_size: 0,
+        flags: 1,
+        csum_start: 34,
+        csum_offset: 16,
+        ..Header::default()
+    };
+    for (header, frame) in [lies(far), lies(no_gso), (Header::default(), vec![1; 13])] {
+        rig.send_raw(0, header, frame);
+    }
+    rig.send_raw(
+        0,
+        Header::default(),
+        frame(mac(1), 0, 1, usize::from(MTU) + 19),
+    );
+    rig.send(0, mac(1), 2);
+    rig.turn();
+    assert_eq!(rig.received(1), [2]);
+    let totals = rig.counters[0].totals();
+    assert_eq!(
+        (totals.malformed, totals.too_large, totals.tx_frames),
+        (3, 1, 1)
+    );
+}
+
+#[test]
+fn frames_for_queues_that_stand_still_come_first_and_in_order() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    assert!(rig.bridge.capture(1, true).is_empty());
+    rig.bridge.stop_rx(1, 0).unwrap();
+    for mark in 0..10 {
+        rig.send(0, mac(1), mark);
+    }
+    rig.turn();
+    assert_eq!(rig.received(1), []);
+    let guest = rig.guests[1].clone();
+    guest.lock().unwrap().room = 4;
+    rig.bridge.start_rx(1, 0, Box::new(Rx(guest.clone())));
+    rig.send(0, mac(1), 10);
+    guest.lock().unwrap().room += 100;
+    rig.turn();
+    assert_eq!(rig.received(1), (0..=10).collect::<Vec<u8>>());
+    assert_eq!(rig.counters[1].totals().capture_lost, 0);
+}
+
+#[test]
+fn what_is_kept_for_a_guest_is_bounded_and_can_be_taken_away() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    rig.bridge.capture(1, true);
+    rig.bridge.stop_rx(1, 0).unwrap();
+    for _ in 0..CAPTURE_FRAMES + 7 {
+        rig.send(0, mac(1), 1);
+    }
+    for _ in 0..CAPTURE_FRAMES {
+        rig.turn();
+    }
+    assert_eq!(rig.counters[1].totals().capture_lost, 7);
+    let kept = rig.bridge.capture(1, false);
+    assert_eq!(kept.len(), CAPTURE_FRAMES);
+    assert_eq!(&*kept[0].bytes, &frame(mac(1), 0, 1, 60));
+    rig.send(0, mac(1), 1);
+    rig.turn();
+    assert!(
+        rig.bridge.capture(1, false).is_empty(),
+        "nothing is kept any more"
+    );
+    assert_eq!(rig.counters[1].totals().no_link, 1);
+}
+
+#[test]
+fn a_guest_without_buffers_loses_frames_and_nobody_else_does() {
+    let mut rig = Rig::switch(3);
+    rig.send(1, Mac::BROADCAST, 0);
+    rig.send(2, Mac::BROADCAST, 0);
+    rig.turn();
+    let _ = (0..3).map(|n| rig.received(n)).count();
+    rig.guests[1].lock().unwrap().room = 2;
+    for mark in 1..=5 {
+        rig.send(0, mac(1), mark);
+        rig.send(0, mac(2), mark);
+    }
+    rig.turn();
+    assert_eq!(
+        (rig.received(1), rig.received(2)),
+        (vec![1, 2], vec![1, 2, 3, 4, 5])
+    );
+    assert_eq!(rig.counters[1].totals().no_buffers, 3);
+    assert_eq!(rig.guests[0].lock().unwrap().given_back, 10);
+}
+
+#[test]
+fn what_a_receiver_does_not_take_is_finished_for_it() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    // 3000 bytes of TCP over IPv4 in segments of 1000; the checksum's place holds the pseudo header's.
+    let mut packet = [&mac(1).0[..], &mac(0).0, &[8, 0]].concat();
+    packet.extend([
+        0x45, 0, 0x0b, 0xe0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ]);
+    packet.extend([
+        0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 1, 0, 0, 0, 0, 0,
+    ]);
+    packet.resize(54 + 3000, 7);
+    let header = Header {
+        flags: 1,
+        gso_type: 1,
+        hdr_len: 54,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+    rig.send_raw(0, header, packet.clone());
+    rig.turn();
+    let taken = std::mem::take(&mut rig.guests[1].lock().unwrap().received);
+    assert_eq!(taken.len(), 1);
+    assert_eq!((taken[0].0.gso_type, &taken[0].1), (1, &packet), "as it is");
+    rig.guests[1].lock().unwrap().takes = Offloads::NONE;
+    rig.send_raw(0, header, packet);
+    rig.turn();
+    let cut = std::mem::take(&mut rig.guests[1].lock().unwrap().received);
+    let lens: Vec<usize> = cut.iter().map(|(_, frame)| frame.len()).collect();
+    assert_eq!(lens, [1054, 1054, 1054]);
+    assert!(cut.iter().all(|(header, _)| *header == Header::default()));
+}
+
+#[test]
+fn a_rate_is_kept_and_nothing_is_lost_by_it() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let limit = RateLimit {
+        packets_per_s: Some(10_000),
+        bits_per_s: None,
+    };
+    rig.bridge.set_limit(0, Some(limit));
+    for _ in 0..2000 {
+        rig.send(0, mac(1), 1);
+    }
+    for _ in 0..100 {
+        rig.turn();
+    }
+    let first = rig.received(1).len();
+    assert!((1000..=1150).contains(&first), "{first} in 0.1 s");
+    for _ in 0..100 {
+        rig.turn();
+    }
+    assert_eq!(first + rig.received(1).len(), 2000);
+}
+
+#[test]
+fn a_queue_is_given_back_when_nothing_of_it_is_under_way() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    rig.send(0, mac(1), 1);
+    rig.turn();
+    let (to, from) = bounded(1);
+    rig.bridge.stop_tx(0, 0, to);
+    assert!(from.try_recv().is_ok());
+    rig.send(0, mac(1), 2);
+    rig.turn();
+    assert_eq!(
+        rig.received(1),
+        [1],
+        "a queue that is stopped is left alone"
+    );
+    let (to, gone) = bounded(1);
+    rig.bridge.remove_port(0, 0, &mut rig.ring, to);
+    assert!(gone.try_recv().is_ok());
+    assert_eq!(
+        rig.bridge
+            .add_port(Port::guest(1, MTU, None, Arc::default())),
+        Some(0)
+    );
+}
