@@ -18,6 +18,7 @@
 //! they run again.
 
 mod forward;
+mod path;
 mod ports;
 mod rings;
 
@@ -29,7 +30,7 @@ use crossbeam_channel::Sender;
 
 use super::counters::{Cause, PortCounters};
 use super::frame::Mac;
-use super::header::{FRAME_BYTES_MAX, HEADER_BYTES};
+use super::header::{FRAME_BYTES_MAX, HEAD_BYTES, HEADER_BYTES};
 use super::limit::Bucket;
 use super::queue::{RxQueue, TxQueue};
 use super::table::Table;
@@ -39,6 +40,7 @@ use crate::limits::{CAPTURE_FRAMES, TAP_BATCH, TAP_WRITES};
 use crate::ring::{NetOp, Ring};
 use crate::segments::Segments;
 pub use forward::Captured;
+use path::Path;
 
 /// How a bridge decides where a frame goes.
 pub(crate) enum Kind {
@@ -118,6 +120,7 @@ pub(crate) struct Port {
     limit: Option<Bucket>,
     /// Bytes behind the Ethernet header that its guest may send.
     mtu: u16,
+    path: Path,
     /// In the list of ports that are looked at.
     active: bool,
     last_active_ns: u64,
@@ -163,6 +166,7 @@ impl Port {
             guard,
             limit: None,
             mtu,
+            path: Path::default(),
             active: false,
             last_active_ns: 0,
         }
@@ -181,6 +185,7 @@ pub(crate) struct Bridge {
     touched: Vec<u16>,
     /// Scratch, kept to save allocations.
     bytes: Option<Box<Segments>>,
+    head: Box<[u8; HEAD_BYTES]>,
     whole: Vec<u8>,
     piece: Vec<u8>,
     now_ns: u64,
@@ -197,6 +202,7 @@ impl Bridge {
             first: 0,
             touched: Vec::new(),
             bytes: Some(Box::default()),
+            head: Box::new([0; HEAD_BYTES]),
             whole: vec![0; FRAME_BYTES_MAX],
             piece: vec![0; FRAME_BYTES_MAX],
             now_ns: 0,

@@ -11,6 +11,9 @@ use crate::net::queue::{Bytes, Fetched, Put, Taken};
 use crate::ring::Ring;
 use crate::segments::Segments;
 
+/// Addresses, two tags, and what is behind them.
+const PLAIN_BYTES: usize = 32;
+
 /// A frame for a guest whose queues stand still.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
@@ -151,9 +154,11 @@ impl Bridge {
         };
         let allowed = place.queue.offloads();
         let bytes = Bytes::Guest(bytes);
-        let mut start = [0; HEAD_BYTES];
-        let known = bytes.start(&mut start).min(taken.len);
-        let start = &start[..known];
+        // A plain frame is judged by its addresses and tags.
+        let plain = taken.header == Header::default();
+        let head = &mut self.head[..if plain { PLAIN_BYTES } else { HEAD_BYTES }];
+        let known = bytes.start(head).min(taken.len);
+        let start = &head[..known];
         if let Err(error) = taken.header.check(start, taken.len, allowed, there.mtu) {
             there.counters.dropped(error.into(), 1);
             return Sent::Done;
@@ -232,11 +237,10 @@ impl Bridge {
     fn forward(&mut self, id: u32, frame: &Frame<'_>, start: &Start, ring: &mut Ring) -> Sent {
         let now_ns = self.now_ns;
         if let Kind::Switch(table) = &mut self.kind {
-            let vlan = start.vlan.unwrap_or(0);
-            table.learn(start.source, vlan, frame.from, now_ns);
-            if !start.destination.is_multicast()
-                && let Some(to) = table.find(start.destination, vlan, now_ns)
-            {
+            let Some(Some(port)) = self.ports.get_mut(usize::from(frame.from)) else {
+                return Sent::Done;
+            };
+            if let Some(to) = port.path.find(table, start, frame.from, now_ns) {
                 if to == frame.from {
                     return Sent::Done; // it is behind the same port
                 }

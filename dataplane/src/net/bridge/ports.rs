@@ -59,6 +59,9 @@ impl Bridge {
         if let Kind::Switch(table) = &mut self.kind {
             table.forget_port(port);
         }
+        for other in self.ports.iter_mut().flatten() {
+            other.path.forget();
+        }
         if let Some(place) = self.ports.get_mut(usize::from(port)) {
             *place = None;
         }
