@@ -22,6 +22,8 @@ mod hook;
 mod killed;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/nics.rs"]
+mod nics;
 #[path = "daemon/pull.rs"]
 mod pull;
 #[path = "daemon/resume.rs"]

@@ -1,0 +1,212 @@
+//! NICs and switches by their commands, with frames from a generator in this process.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ferry_bench::net::{NetPlan, Report, run};
+
+use crate::rig::{Host, eventually, text};
+
+fn plan(tx: &Path, rx: &Path) -> NetPlan {
+    NetPlan {
+        tx: tx.to_owned(),
+        rx: Some(rx.to_owned()),
+        bidirectional: true,
+        bytes: 64,
+        duration: Duration::from_millis(400),
+        rate_pps: Some(10_000),
+        burst: 32,
+        queue_size: 256,
+        queue_pairs: 1,
+        vlan: None,
+        tso: false,
+        mrg_rxbuf: true,
+        indirect: true,
+        event_idx: true,
+        every_byte: true,
+        threads: 1,
+        cores: Vec::new(),
+        wait: Duration::from_secs(20),
+        timeout: Duration::from_secs(20),
+        lossless: true,
+    }
+}
+
+/// A daemon with two NICs on a switch.
+struct Lan {
+    host: Host,
+    _dir: tempfile::TempDir,
+}
+
+impl Lan {
+    fn new(more: &[&str]) -> Lan {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), "a");
+        host.run(&["switch", "add", "lan"]).ok();
+        for id in ["x", "y"] {
+            let words = [&["nic", "add", id, "--switch", "lan"], more].concat();
+            host.run(&words).ok();
+        }
+        Lan { host, _dir: dir }
+    }
+
+    fn plan(&self) -> NetPlan {
+        let socket = |id: &str| self.host.dir.join("run").join(format!("nic-{id}.sock"));
+        plan(&socket("x"), &socket("y"))
+    }
+
+    fn nic(&self, at: usize) -> serde_json::Value {
+        self.host.run(&["nic", "list"]).ok()["nics"][at].clone()
+    }
+}
+
+#[track_caller]
+fn clean(report: &Report) {
+    assert!(report.is_clean(), "{}", report.table());
+    for direction in &report.directions {
+        let received = direction.received.as_ref().expect("both ports receive");
+        assert_eq!(received.lost, 0, "{}", report.table());
+        assert!(received.rx_frames > 1000, "{}", report.table());
+    }
+}
+
+#[test]
+fn frames_cross_a_switch_whole_and_in_order() {
+    let lan = Lan::new(&[]);
+    for bytes in [64, 500, 1514] {
+        clean(
+            &run(&NetPlan {
+                bytes,
+                ..lan.plan()
+            })
+            .unwrap(),
+        );
+    }
+    let plain = NetPlan {
+        bytes: 1514,
+        mrg_rxbuf: false,
+        indirect: false,
+        event_idx: false,
+        ..lan.plan()
+    };
+    clean(&run(&plain).unwrap());
+    clean(
+        &run(&NetPlan {
+            vlan: Some(7),
+            ..lan.plan()
+        })
+        .unwrap(),
+    );
+    let long = NetPlan {
+        bytes: 30_000,
+        tso: true,
+        // Each takes eight buffers.
+        rate_pps: Some(3000),
+        queue_size: 1024,
+        burst: 8,
+        ..lan.plan()
+    };
+    clean(&run(&long).unwrap());
+    let nic = lan.nic(0);
+    assert!(nic["rx_frames"].as_u64() > Some(20_000), "{nic}");
+    assert_eq!(nic["dropped"]["malformed"], 0, "{nic}");
+}
+
+#[test]
+fn jumbo_frames_and_several_pairs_of_queues() {
+    let lan = Lan::new(&["--mtu", "9000", "--queue-pairs", "3"]);
+    let plan = NetPlan {
+        bytes: 9000,
+        queue_pairs: 3,
+        ..lan.plan()
+    };
+    clean(&run(&plan).unwrap());
+    // One that uses fewer than are offered.
+    clean(&run(&lan.plan()).unwrap());
+}
+
+#[test]
+fn frames_beyond_the_mtu_are_not_carried() {
+    let lan = Lan::new(&["--mtu", "1000"]);
+    clean(
+        &run(&NetPlan {
+            bytes: 1014,
+            ..lan.plan()
+        })
+        .unwrap(),
+    );
+    let plan = NetPlan {
+        bytes: 1514,
+        wait: Duration::from_millis(500),
+        ..lan.plan()
+    };
+    assert!(run(&plan).is_err(), "nothing arrives");
+    assert!(lan.nic(0)["dropped"]["too_large"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_nic_keeps_to_its_rate() {
+    let lan = Lan::new(&["--limit-pps", "2000"]);
+    let plan = NetPlan {
+        rate_pps: None,
+        duration: Duration::from_secs(1),
+        lossless: false,
+        bidirectional: false,
+        ..lan.plan()
+    };
+    let report = run(&plan).unwrap();
+    let sent = report.directions[0].received.as_ref().unwrap().rx_frames;
+    // A second's, and what was in the ring when it was over.
+    assert!((1900..=2600).contains(&sent), "{sent}");
+}
+
+#[test]
+fn nics_and_switches_come_back_as_they_were() {
+    let mut lan = Lan::new(&[]);
+    let before = lan.nic(0);
+    lan.host.restart();
+    eventually("it is back", || lan.nic(0)["mac"] == before["mac"]);
+    clean(&run(&lan.plan()).unwrap());
+    lan.host.run(&["nic", "remove", "x"]).ok();
+    lan.host.run(&["nic", "remove", "y"]).ok();
+    lan.host.run(&["switch", "remove", "lan"]).ok();
+    lan.host.restart();
+    assert_eq!(
+        lan.host.run(&["switch", "list"]).ok()["switches"],
+        serde_json::json!([])
+    );
+    assert_eq!(lan.nic(0), serde_json::Value::Null);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let lan = Lan::new(&[]);
+    let add = |words: &[&str]| lan.host.run(&[&["nic", "add", "z"], words].concat());
+    let usage = |words: &[&str], said: &str| {
+        let error = add(words).error(2);
+        assert!(error.contains(said), "{error}");
+    };
+    usage(&[], "--switch NAME or --tap NAME");
+    usage(
+        &["--switch", "lan", "--mac", "01:00:00:00:00:01"],
+        "single NIC",
+    );
+    usage(&["--switch", "lan", "--mac", "nonsense"], "hexadecimal");
+    usage(&["--switch", "lan", "--mtu", "60"], "MTU");
+    usage(&["--switch", "lan", "--queue-pairs", "0"], "queue_pairs");
+    add(&["--switch", "wan"]).refused(&["no switch wan", "ferry switch add"]);
+    add(&["--tap", "this-name-is-too-long"]).refused(&["no name of an interface"]);
+    lan.host
+        .run(&["nic", "add", "x", "--switch", "lan"])
+        .refused(&["NIC x already"]);
+    lan.host
+        .run(&["switch", "add", "lan"])
+        .refused(&["switch lan already"]);
+    lan.host
+        .run(&["switch", "remove", "lan"])
+        .refused(&["NIC x", "remove it first"]);
+    lan.host.run(&["nic", "remove", "z"]).refused(&["no NIC z"]);
+    let socket = lan.host.dir.join("run/nic-x.sock");
+    let words = ["--switch", "lan", "--socket-path", text(&socket)];
+    add(&words).refused(&["in use"]);
+}
