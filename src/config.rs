@@ -311,6 +311,12 @@ impl Config {
         }
         for nic in &config.nics {
             nic.check()?;
+            if nic.mac.is_none() {
+                return Err(Failure::Usage(format!(
+                    "nic {}: set mac; a guest keeps its address when the daemon starts again",
+                    nic.id
+                )));
+            }
         }
         settings::check(&config.escalation, &config.vms)?;
         Ok(config)

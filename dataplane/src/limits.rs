@@ -124,6 +124,9 @@ pub const TAP_WRITES: u16 = 256;
 /// Frames that are kept for a guest whose queues stand still.
 pub const CAPTURE_FRAMES: usize = 512;
 
+/// Bytes of these at most.
+pub const CAPTURE_BYTES: usize = 4 << 20;
+
 /// Ports of one bridge.
 pub const PORTS_PER_BRIDGE: u16 = 1024;
 

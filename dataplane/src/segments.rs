@@ -101,6 +101,17 @@ impl Segments {
         self.push(unsafe { Segment::new(buffer.as_mut_ptr(), len) })
     }
 
+    /// Adds what comes after the first `skip` bytes of others; false when there is no room for it.
+    #[must_use]
+    pub(crate) fn push_rest(&mut self, others: &Segments, skip: usize) -> bool {
+        let mut fits = true;
+        others.walk(skip, usize::MAX, |start, len| {
+            // SAFETY: a piece of a segment, which is mapped as that is.
+            fits = fits && self.push(unsafe { Segment::new(start, len) });
+        });
+        fits
+    }
+
     /// The runs, in order.
     pub fn as_slice(&self) -> &[Segment] {
         &self.storage[..self.used]

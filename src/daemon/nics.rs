@@ -65,12 +65,36 @@ impl Nics {
 
 fn open_taps(name: &str, queues: u16) -> Done<Vec<Tap>> {
     Tap::open(name, queues).map_err(|error| {
+        let multi = if queues > 1 { " multi_queue" } else { "" };
+        let mend = if error.raw_os_error() == Some(libc::EBUSY) {
+            "another process has it; stop that, or name another".to_owned()
+        } else {
+            format!(
+                "make it first, for this user: ip tuntap add {name} mode tap vnet_hdr user \
+                 USER{multi}; ip link set {name} up"
+            )
+        };
         Failure::Failed(format!(
-            "cannot open the tap {name} with {queues} queue(s): {error}; make it first, for this user: \
-             ip tuntap add {name} mode tap vnet_hdr user USER{}; ip link set {name} up",
-            if queues > 1 { " multi_queue" } else { "" }
+            "cannot open the tap {name} with {queues} queue(s): {error}; {mend}"
         ))
     })
+}
+
+fn switch_port(
+    switches: &BTreeMap<Name, Switch>,
+    switch: &Name,
+    config: &NicConfig,
+    guard: Option<Mac>,
+) -> Done<Attachment> {
+    let Some(there) = switches.get(switch) else {
+        return Err(Failure::Failed(format!(
+            "there is no switch {switch}; make it with ferry switch add {switch}"
+        )));
+    };
+    let port = there
+        .bridge
+        .add_guest(config.queue_pairs, config.mtu, guard);
+    Ok(Attachment::Switch(port.map_err(failed("switch", switch))?))
 }
 
 fn failed(what: &str, name: &Name) -> impl FnOnce(LifecycleError) -> Failure {
@@ -171,6 +195,8 @@ impl Daemon {
     fn start_nic(&self, config: &NicConfig) -> Done<Value> {
         config.check()?;
         let id = &config.id;
+        // In this order everywhere.
+        let switches = lock(&self.nics.switches);
         let mut nics = lock(&self.nics.nics);
         if nics.contains_key(id) {
             return Err(Failure::Failed(format!("there is a NIC {id} already")));
@@ -178,7 +204,7 @@ impl Daemon {
         let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
         let guard = (!config.any_source).then_some(mac);
         let attachment = match (&config.switch, &config.tap) {
-            (Some(switch), _) => self.switch_port(switch, config, guard)?,
+            (Some(switch), _) => switch_port(&switches, switch, config, guard)?,
             (None, Some(tap)) => self.wires(tap, config, guard)?,
             (None, None) => unreachable!("checked"),
         };
@@ -201,24 +227,6 @@ impl Daemon {
         let line = nic.line();
         nics.insert(id.clone(), nic);
         Ok(line)
-    }
-
-    fn switch_port(
-        &self,
-        switch: &Name,
-        config: &NicConfig,
-        guard: Option<Mac>,
-    ) -> Done<Attachment> {
-        let switches = lock(&self.nics.switches);
-        let Some(there) = switches.get(switch) else {
-            return Err(Failure::Failed(format!(
-                "there is no switch {switch}; make it with ferry switch add {switch}"
-            )));
-        };
-        let port = there
-            .bridge
-            .add_guest(config.queue_pairs, config.mtu, guard);
-        Ok(Attachment::Switch(port.map_err(failed("switch", switch))?))
     }
 
     fn wires(&self, tap: &str, config: &NicConfig, guard: Option<Mac>) -> Done<Attachment> {
@@ -292,11 +300,11 @@ impl Nic {
             "rx_bytes": totals.rx_bytes,
             "tx_frames": totals.tx_frames,
             "tx_bytes": totals.tx_bytes,
+            "limited": totals.limited,
             "dropped": {
                 "no_buffers": totals.no_buffers,
                 "spoofed": totals.spoofed,
                 "malformed": totals.malformed,
-                "limited": totals.limited,
                 "too_large": totals.too_large,
                 "no_link": totals.no_link,
                 "capture_lost": totals.capture_lost,

@@ -55,6 +55,8 @@ pub(crate) struct TxPlace {
     queue: Box<dyn TxQueue>,
     /// Frames that the kernel writes to a tap, out of the guest's memory.
     in_flight: u32,
+    /// Of these, what the kernel has ended with while guest memory may not be written.
+    waiting: Vec<u32>,
     /// It is being stopped, and goes there once nothing is in flight.
     leaving: Option<Sender<Box<dyn TxQueue>>>,
     /// A poll of its kick is in the ring.
@@ -75,6 +77,7 @@ pub(crate) struct Guest {
     tx: Vec<Option<TxPlace>>,
     rx: Vec<Option<RxPlace>>,
     captured: VecDeque<Captured>,
+    captured_bytes: usize,
     /// Frames are captured while no queue of `rx` runs.
     capture: bool,
 }
@@ -101,6 +104,8 @@ pub(crate) struct TapEnd {
     dry: bool,
     /// A poll is in the ring.
     polled: bool,
+    /// Its interface is gone.
+    dead: bool,
     writes: Vec<TapWrite>,
     free_writes: Vec<u16>,
     leaving: Option<Sender<()>>,
@@ -132,6 +137,7 @@ impl Port {
             tx: (0..pairs).map(|_| None).collect(),
             rx: (0..pairs).map(|_| None).collect(),
             captured: VecDeque::with_capacity(CAPTURE_FRAMES),
+            captured_bytes: 0,
             capture: false,
         };
         Port::new(End::Guest(guest), mtu, guard, counters)
@@ -152,6 +158,7 @@ impl Port {
             batch: 1,
             dry: true,
             polled: false,
+            dead: false,
             writes: (0..TAP_WRITES).map(write).collect(),
             free_writes: (0..TAP_WRITES).collect(),
             leaving: None,
@@ -184,8 +191,7 @@ pub(crate) struct Bridge {
     /// Ports with queues to be published.
     touched: Vec<u16>,
     /// Scratch, kept to save allocations.
-    bytes: Option<Box<Segments>>,
-    head: Box<[u8; HEAD_BYTES]>,
+    scratch: Option<(Box<Segments>, Box<[u8; HEAD_BYTES]>)>,
     whole: Vec<u8>,
     piece: Vec<u8>,
     now_ns: u64,
@@ -201,8 +207,7 @@ impl Bridge {
             active: Vec::new(),
             first: 0,
             touched: Vec::new(),
-            bytes: Some(Box::default()),
-            head: Box::new([0; HEAD_BYTES]),
+            scratch: Some((Box::default(), Box::new([0; HEAD_BYTES]))),
             whole: vec![0; FRAME_BYTES_MAX],
             piece: vec![0; FRAME_BYTES_MAX],
             now_ns: 0,
@@ -320,10 +325,8 @@ impl Bridge {
         if let End::Guest(guest) = &mut there.end
             && let Some(Some(place)) = guest.tx.get_mut(usize::from(queue))
         {
-            place.queue.done(tag);
-            place.in_flight -= 1;
-            if !place.touched {
-                place.touched = true;
+            place.waiting.push(tag);
+            if place.queue.may_complete() && place.give_back() {
                 self.touched.push(port);
             }
         }
@@ -341,18 +344,38 @@ impl Bridge {
     }
 }
 
+impl TxPlace {
+    /// Gives back what the kernel has ended with; whether the queue is to be published, and was not before.
+    fn give_back(&mut self) -> bool {
+        for tag in self.waiting.drain(..) {
+            self.queue.done(tag);
+            self.in_flight -= 1;
+        }
+        !std::mem::replace(&mut self.touched, true)
+    }
+}
+
 impl TapEnd {
     fn was_read(&mut self, index: u16, result: i32) {
         self.reading -= 1;
         match usize::try_from(result) {
             Ok(bytes) if bytes >= HEADER_BYTES => self.ready.push_back((index, bytes)),
-            // Nothing there, or the interface is gone or down: until the poll says more.
-            _ => self.dry = true,
+            // Nothing there: until the poll says more.
+            _ if result == -libc::EAGAIN => self.dry = true,
+            _ if self.dead => {}
+            _ => {
+                let error = std::io::Error::from_raw_os_error(-result);
+                tracing::error!(tap = self.tap.name(), %error, "a tap is gone; remove its NIC or switch");
+                (self.dead, self.dry) = (true, true);
+            }
         }
     }
 
     /// Gives the kernel what it may read into, or has it say when there is something.
     fn post(&mut self, id: u32, port: u16, ring: &mut Ring) -> std::io::Result<()> {
+        if self.dead {
+            return Ok(());
+        }
         if !self.dry {
             let fd = self.tap.as_raw_fd();
             let taken =

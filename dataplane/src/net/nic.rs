@@ -139,7 +139,7 @@ impl NicPort {
     pub fn stop_tx(&self, queue: u16) -> Result<Box<dyn TxQueue>, LifecycleError> {
         let port = self.port;
         self.bridge
-            .ask(move |bridge, _, _, reply| bridge.stop_tx(port, queue, reply))
+            .ask(move |bridge, id, ring, reply| bridge.stop_tx((id, port, queue), ring, reply))
     }
 
     /// Takes it back.

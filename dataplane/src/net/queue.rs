@@ -83,8 +83,14 @@ pub trait RxQueue: FrameQueue {
 
 /// Where a frame's bytes are.
 pub enum Bytes<'a> {
-    /// In another guest's memory.
-    Guest(&'a Segments),
+    /// In another guest's memory, but for the first: those were looked at, in a copy, and what the guest
+    /// makes of its own since is not.
+    Guest {
+        /// A copy of the first bytes.
+        head: &'a [u8],
+        /// All of them.
+        all: &'a Segments,
+    },
     /// In a buffer of the worker's.
     Own(&'a [u8]),
 }
@@ -92,24 +98,32 @@ pub enum Bytes<'a> {
 impl Bytes<'_> {
     /// Copies bytes `from..from + len` to bytes `at..` of guest memory; returns how many found room.
     pub fn copy_to(&self, from: usize, to: &Segments, at: usize, len: usize) -> usize {
+        let own = |bytes: &[u8]| {
+            let end = bytes.len().min(from + len);
+            to.copy_in(at, bytes.get(from..end).unwrap_or_default())
+        };
         match self {
-            Bytes::Guest(segments) => segments.copy_across(from, to, at, len),
-            Bytes::Own(bytes) => {
-                let end = bytes.len().min(from + len);
-                to.copy_in(at, bytes.get(from..end).unwrap_or_default())
+            Bytes::Guest { head, all } => {
+                let done = own(head);
+                done + all.copy_across(from + done, to, at + done, len - done)
             }
+            Bytes::Own(bytes) => own(bytes),
         }
     }
 
     /// Copies the first bytes into `buf`; returns how many there were.
     pub fn start(&self, buf: &mut [u8]) -> usize {
+        let own = |bytes: &[u8], buf: &mut [u8]| {
+            let len = bytes.len().min(buf.len());
+            buf[..len].copy_from_slice(&bytes[..len]);
+            len
+        };
         match self {
-            Bytes::Guest(segments) => segments.copy_out(0, buf),
-            Bytes::Own(bytes) => {
-                let len = bytes.len().min(buf.len());
-                buf[..len].copy_from_slice(&bytes[..len]);
-                len
+            Bytes::Guest { head, all } => {
+                let done = own(head, buf);
+                done + all.copy_out(done, &mut buf[done..])
             }
+            Bytes::Own(bytes) => own(bytes, buf),
         }
     }
 }

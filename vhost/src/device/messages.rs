@@ -269,6 +269,9 @@ impl<K: Kind> VhostUserBackendReqHandlerMut for Messages<K> {
     }
 
     fn set_inflight_fd(&mut self, said: &VhostUserInflight, file: File) -> Result<()> {
+        if !self.0.kind.tracking().offered {
+            return refuse("in-flight regions were not offered");
+        }
         let place = (said.mmap_offset, said.mmap_size);
         let region = Region::map(own(file), place, said.num_queues, said.queue_size);
         answer(

@@ -10,6 +10,9 @@ use ferry_dataplane::segments::Segments;
 
 use crate::vring::{Chain, Vring, copy_bytes, length, push_bytes};
 
+/// Buffers of one frame. The longest takes 44 of the size that drivers make.
+const HEADS_MAX: usize = 128;
+
 /// What was negotiated, as far as a queue needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -172,7 +175,7 @@ impl TxVring {
 impl RxVring {
     /// A queue on `ring`; `name` is for messages.
     pub fn new(name: Arc<str>, ring: Vring, rules: Rules) -> RxVring {
-        let heads = Vec::with_capacity(usize::from(ring.size()));
+        let heads = Vec::with_capacity(HEADS_MAX);
         RxVring {
             common: Common::new(name, ring, rules),
             first: Segments::new(),
@@ -210,6 +213,9 @@ impl RxVring {
         let waiting = self.common.ring.waiting()?;
         let mut copied = 0;
         for at in 0..waiting {
+            if at == HEADS_MAX {
+                return Err("more buffers for one frame than any driver makes");
+            }
             let is_first = at == 0;
             let room = self.next_buffer(is_first)?;
             let skip = if is_first { header } else { 0 };

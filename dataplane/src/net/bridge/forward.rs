@@ -1,7 +1,7 @@
 //! A frame's way through a bridge.
 
 use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
-use crate::limits::{CAPTURE_FRAMES, FRAME_BUDGET};
+use crate::limits::{CAPTURE_BYTES, CAPTURE_FRAMES, FETCH_BYTES, FRAME_BUDGET};
 use crate::net::counters::Cause;
 use crate::net::features::Offloads;
 use crate::net::frame::Start;
@@ -67,8 +67,8 @@ impl Bridge {
     }
 
     fn take_from_guest(&mut self, id: u32, (port, queue): (u16, u16), ring: &mut Ring) -> bool {
-        let mut bytes = self.bytes.take().expect("put back below");
-        let mut found = false;
+        let (mut bytes, mut head) = self.scratch.take().expect("put back below");
+        let (mut found, mut left) = (false, FETCH_BYTES);
         for _ in 0..FRAME_BUDGET {
             bytes.clear();
             let Some(taken) = self.take_one((port, queue), &mut bytes) else {
@@ -76,11 +76,15 @@ impl Bridge {
             };
             found = true;
             let Some(taken) = taken else { continue };
-            let sent = self.from_guest(id, (port, queue), &taken, &bytes, ring);
+            left = left.saturating_sub(taken.len as u64);
+            let sent = self.from_guest(id, (port, queue), &taken, (&bytes, &mut head), ring);
             if sent == Sent::Done
                 && let Some(place) = self.guest(port).and_then(|it| it.tx_at(queue))
             {
                 place.queue.done(taken.tag);
+            }
+            if left == 0 {
+                break;
             }
         }
         if found
@@ -90,13 +94,19 @@ impl Bridge {
             place.touched = true;
             self.touched.push(port);
         }
-        self.bytes = Some(bytes);
+        self.scratch = Some((bytes, head));
         found
     }
 
     /// `None` when there is none, `Some(None)` for one that was given back.
     fn take_one(&mut self, at: (u16, u16), bytes: &mut Segments) -> Option<Option<Taken>> {
         let now_ns = self.now_ns;
+        // A wire's frames wait where they are while its tap has its hands full.
+        let full = matches!(self.kind, Kind::Wire)
+            && self.ports.iter().flatten().any(|port| match &port.end {
+                End::Tap(tap) => tap.free_writes.is_empty(),
+                End::Guest(_) => false,
+            });
         let port = self.ports[usize::from(at.0)].as_mut()?;
         // Over its rate, frames wait in the guest's ring.
         if port
@@ -109,7 +119,13 @@ impl Bridge {
         let End::Guest(guest) = &mut port.end else {
             return None;
         };
+        if full {
+            return None;
+        }
         let place = guest.tx_at(at.1)?;
+        if !place.waiting.is_empty() && place.queue.may_complete() && place.give_back() {
+            self.touched.push(at.0);
+        }
         if place.broken || place.leaving.is_some() || !place.queue.may_complete() {
             return None;
         }
@@ -140,7 +156,7 @@ impl Bridge {
         id: u32,
         (port, queue): (u16, u16),
         taken: &Taken,
-        bytes: &Segments,
+        (bytes, head): (&Segments, &mut [u8; HEAD_BYTES]),
         ring: &mut Ring,
     ) -> Sent {
         let Some(there) = &mut self.ports[usize::from(port)] else {
@@ -153,17 +169,16 @@ impl Bridge {
             return Sent::Done;
         };
         let allowed = place.queue.offloads();
-        let bytes = Bytes::Guest(bytes);
         // A plain frame is judged by its addresses and tags.
         let plain = taken.header == Header::default();
-        let head = &mut self.head[..if plain { PLAIN_BYTES } else { HEAD_BYTES }];
-        let known = bytes.start(head).min(taken.len);
-        let start = &head[..known];
-        if let Err(error) = taken.header.check(start, taken.len, allowed, there.mtu) {
+        let head = &mut head[..if plain { PLAIN_BYTES } else { HEAD_BYTES }];
+        let known = bytes.copy_out(0, head).min(taken.len);
+        let head = &head[..known];
+        if let Err(error) = taken.header.check(head, taken.len, allowed, there.mtu) {
             there.counters.dropped(error.into(), 1);
             return Sent::Done;
         }
-        let Some(addresses) = Start::parse(start) else {
+        let Some(addresses) = Start::parse(head) else {
             return Sent::Done;
         };
         if there.guard.is_some_and(|own| own != addresses.source) {
@@ -174,7 +189,7 @@ impl Bridge {
         let frame = Frame {
             header: taken.header.passed_on(),
             ether_type: addresses.ether_type,
-            bytes,
+            bytes: Bytes::Guest { head, all: bytes },
             len: taken.len,
             from: port,
             queue,
@@ -294,14 +309,17 @@ impl Bridge {
         let End::Guest(guest) = &mut there.end else {
             return;
         };
-        let running = guest.rx.iter().flatten().count();
+        let running = guest.rx.iter().flatten().filter(|it| !it.broken).count();
         // Behind those that wait already, so that none overtakes another.
         if running == 0 || !guest.captured.is_empty() {
             if !guest.capture {
                 there.counters.dropped(Cause::NoLink, 1);
-            } else if guest.captured.len() == CAPTURE_FRAMES {
+            } else if guest.captured.len() == CAPTURE_FRAMES
+                || guest.captured_bytes + frame.len > CAPTURE_BYTES
+            {
                 there.counters.capture_lost(1);
             } else {
+                guest.captured_bytes += frame.len;
                 let mut bytes = vec![0; frame.len].into_boxed_slice();
                 frame.bytes.start(&mut bytes);
                 guest.captured.push_back(Captured {
@@ -313,11 +331,11 @@ impl Bridge {
             return;
         }
         // The queue that it came from, as the guest at the other end spreads its flows.
-        let mut queues = guest.rx.iter_mut().flatten();
+        let mut queues = guest.rx.iter_mut().flatten().filter(|it| !it.broken);
         let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
             return;
         };
-        let put = give(place, frame, &mut self.whole, &mut self.piece);
+        let (put, _) = give(place, frame, &mut self.whole, &mut self.piece);
         match put {
             Put::Done => there.counters.received(1, frame.len as u64),
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
@@ -338,7 +356,7 @@ impl Bridge {
         let End::Guest(guest) = &mut there.end else {
             return;
         };
-        let Some(place) = guest.rx.iter_mut().flatten().next() else {
+        let Some(place) = guest.rx.iter_mut().flatten().find(|it| !it.broken) else {
             return;
         };
         while let Some(first) = guest.captured.front() {
@@ -351,8 +369,15 @@ impl Bridge {
                 queue: 0,
                 tag: None,
             };
-            match give(place, &frame, &mut self.whole, &mut self.piece) {
+            let (put, part) = give(place, &frame, &mut self.whole, &mut self.piece);
+            if !place.touched {
+                place.touched = true;
+                self.touched.push(to);
+            }
+            match put {
                 Put::Done => there.counters.received(1, frame.len as u64),
+                // It would come twice.
+                Put::NoRoom if part => there.counters.dropped(Cause::NoBuffers, 1),
                 Put::NoRoom => break,
                 Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
                 Put::Broken => {
@@ -360,11 +385,8 @@ impl Bridge {
                     break;
                 }
             }
+            guest.captured_bytes -= first.bytes.len();
             guest.captured.pop_front();
-            if !place.touched {
-                place.touched = true;
-                self.touched.push(to);
-            }
         }
     }
 
@@ -382,9 +404,9 @@ impl Bridge {
         };
         let op = (id, to, index);
         let (from, written) = match (&frame.bytes, frame.tag, lend) {
-            (Bytes::Guest(bytes), Some(tag), true) => {
+            (Bytes::Guest { head, all }, Some(tag), true) => {
                 let from = (frame.from, frame.queue, tag);
-                (Some(from), tap.write(op, frame.header, bytes, ring))
+                (Some(from), tap.write(op, frame.header, (head, all), ring))
             }
             (bytes, ..) => (None, tap.copy(op, frame.header, (bytes, frame.len), ring)),
         };
@@ -419,16 +441,22 @@ impl Bridge {
     }
 }
 
-/// Gives a frame to a guest's queue, finished as far as the guest does not do that itself.
-fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> Put {
+/// Gives a frame to a guest's queue, finished as far as the guest does not do that itself. Whether some of
+/// its segments were given, whatever became of the rest, is said besides.
+fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> (Put, bool) {
     let takes = place.queue.offloads();
     let work = Work::of(&frame.header, frame.ether_type, takes);
     if work == Work::Nothing {
-        return place.queue.put(frame.header, &frame.bytes, frame.len);
+        let put = place.queue.put(frame.header, &frame.bytes, frame.len);
+        return (put, false);
     }
-    finish(frame, work, takes, (whole, piece), |header, bytes| {
-        place.queue.put(header, &Bytes::Own(bytes), bytes.len())
-    })
+    let mut part = false;
+    let put = finish(frame, work, takes, (whole, piece), |header, bytes| {
+        let put = place.queue.put(header, &Bytes::Own(bytes), bytes.len());
+        part |= put == Put::Done;
+        put
+    });
+    (put, part)
 }
 
 /// Finishes in software what the receiver does not take, and gives each frame of it to `put`.

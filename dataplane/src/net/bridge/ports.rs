@@ -120,20 +120,22 @@ impl TapEnd {
         self.reading == 0 && self.free_writes.len() == self.writes.len()
     }
 
-    /// Writes a frame from where it is; false when it has too many pieces.
+    /// Writes a frame from where it is, but for its first bytes, which were looked at; false when it has
+    /// too many pieces.
     pub(super) fn write(
         &mut self,
         (id, port, index): (u32, u16, u16),
         header: Header,
-        bytes: &Segments,
+        (head, bytes): (&[u8], &Segments),
         ring: &mut Ring,
     ) -> bool {
         let write = &mut self.writes[usize::from(index)];
+        let own = HEADER_BYTES + head.len();
         write.header[..HEADER_BYTES].copy_from_slice(&header.to_bytes());
+        write.header[HEADER_BYTES..own].copy_from_slice(head);
         write.segments.clear();
-        let mut pieces = bytes.as_slice().iter();
-        write.segments.push_own(&mut write.header, HEADER_BYTES)
-            && pieces.all(|&piece| write.segments.push(piece))
+        write.segments.push_own(&mut write.header, own)
+            && write.segments.push_rest(bytes, head.len())
             && self.submit((id, port, index), ring)
     }
 

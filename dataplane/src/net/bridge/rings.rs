@@ -3,8 +3,9 @@
 use crossbeam_channel::Sender;
 
 use super::{Bridge, Captured, End, Guest, RxPlace, TxPlace};
+use crate::limits::TAP_WRITES;
 use crate::net::queue::{RxQueue, TxQueue};
-use crate::ring::{NetOp, Ring};
+use crate::ring::{NetOp, Ring, Token};
 
 impl Guest {
     pub(super) fn tx_at(&mut self, queue: u16) -> Option<&mut TxPlace> {
@@ -27,6 +28,7 @@ impl Bridge {
         *place = Some(TxPlace {
             queue: tx,
             in_flight: 0,
+            waiting: Vec::with_capacity(usize::from(TAP_WRITES)),
             leaving: None,
             armed: false,
             broken: false,
@@ -57,8 +59,19 @@ impl Bridge {
     }
 
     /// Takes a queue back, once the kernel has what it was given of it.
-    pub fn stop_tx(&mut self, port: u16, queue: u16, to: Sender<Box<dyn TxQueue>>) {
+    pub fn stop_tx(
+        &mut self,
+        (id, port, queue): (u32, u16, u16),
+        ring: &mut Ring,
+        to: Sender<Box<dyn TxQueue>>,
+    ) {
         if let Some(place) = self.guest(port).and_then(|guest| guest.tx_at(queue)) {
+            let kick = Token::Net(id, NetOp::Kick { port, queue });
+            if place.armed
+                && let Err(error) = ring.disarm(kick)
+            {
+                tracing::warn!(%error, "a kick could not be taken back; it wakes its port for nothing");
+            }
             place.leaving = Some(to);
             self.leaving += 1;
         }
@@ -71,6 +84,15 @@ impl Bridge {
             return;
         };
         let mut gone = 0;
+        // Its index says that they are done, whether the guest can be shown that or not.
+        for place in guest
+            .tx
+            .iter_mut()
+            .flatten()
+            .filter(|it| it.leaving.is_some())
+        {
+            place.give_back();
+        }
         for slot in &mut guest.tx {
             if slot
                 .as_ref()
@@ -119,6 +141,7 @@ impl Bridge {
         if on {
             Vec::new()
         } else {
+            guest.captured_bytes = 0;
             guest.captured.drain(..).collect()
         }
     }
@@ -155,7 +178,8 @@ impl Bridge {
         }
         let guest = match &mut there.end {
             End::Tap(tap) => {
-                return tap.dry && tap.polled && tap.ready.is_empty() && tap.reading == 0;
+                return tap.dead
+                    || tap.dry && tap.polled && tap.ready.is_empty() && tap.reading == 0;
             }
             End::Guest(guest) => guest,
         };
@@ -165,6 +189,9 @@ impl Bridge {
         }
         for (queue, place) in (0u16..).zip(&mut guest.tx) {
             let Some(place) = place else { continue };
+            if !place.waiting.is_empty() {
+                return false;
+            }
             if place.broken || !place.queue.may_complete() {
                 continue;
             }

@@ -425,7 +425,7 @@ fn a_queue_is_given_back_when_nothing_of_it_is_under_way() {
     rig.send(0, mac(1), 1);
     rig.turn();
     let (to, from) = bounded(1);
-    rig.bridge.stop_tx(0, 0, to);
+    rig.bridge.stop_tx((0, 0, 0), &mut rig.ring, to);
     assert!(from.try_recv().is_ok());
     rig.send(0, mac(1), 2);
     rig.turn();
