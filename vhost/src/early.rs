@@ -12,7 +12,8 @@ use vhost::vhost_user::VhostUserBackendReqHandler;
 
 const HEADER_BYTES: usize = 12;
 /// An index and a number, 32 bits each.
-const BODY_BYTES: usize = 8;
+const BODY: u32 = 8;
+const BODY_BYTES: usize = BODY as usize;
 const SET_VRING_ENABLE: u32 = 18;
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
@@ -28,7 +29,7 @@ pub(crate) fn enable_ahead(stream: &UnixStream, handler: &impl VhostUserBackendR
     let mut message = [0; HEADER_BYTES + BODY_BYTES];
     let peeked = recv(stream, &mut message[..], RecvFlags::PEEK);
     let whole = matches!(peeked, Ok((got, _)) if got == message.len());
-    if !whole || word(&message, 0) != SET_VRING_ENABLE || word(&message, 8) != BODY_BYTES as u32 {
+    if !whole || word(&message, 0) != SET_VRING_ENABLE || word(&message, 8) != BODY {
         return false; // the crate has a word for each thing that may be wrong with it
     }
     let mut taken = [MaybeUninit::uninit(); HEADER_BYTES + BODY_BYTES];

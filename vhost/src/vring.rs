@@ -560,4 +560,4 @@ fn locate(map: &MemoryMap, setup: &RingSetup) -> Result<Parts, RingError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -55,8 +55,6 @@ pub(crate) struct TxPlace {
     queue: Box<dyn TxQueue>,
     /// Frames that the kernel writes to a tap, out of the guest's memory.
     in_flight: u32,
-    /// Of these, what the kernel has ended with while guest memory may not be written.
-    waiting: Vec<u32>,
     /// It is being stopped, and goes there once nothing is in flight.
     leaving: Option<Sender<Box<dyn TxQueue>>>,
     /// A poll of its kick is in the ring.
@@ -325,8 +323,9 @@ impl Bridge {
         if let End::Guest(guest) = &mut there.end
             && let Some(Some(place)) = guest.tx.get_mut(usize::from(queue))
         {
-            place.waiting.push(tag);
-            if place.queue.may_complete() && place.give_back() {
+            place.queue.done(tag);
+            place.in_flight -= 1;
+            if !std::mem::replace(&mut place.touched, true) {
                 self.touched.push(port);
             }
         }
@@ -341,17 +340,6 @@ impl Bridge {
                 self.active.push(port);
             }
         }
-    }
-}
-
-impl TxPlace {
-    /// Gives back what the kernel has ended with; whether the queue is to be published, and was not before.
-    fn give_back(&mut self) -> bool {
-        for tag in self.waiting.drain(..) {
-            self.queue.done(tag);
-            self.in_flight -= 1;
-        }
-        !std::mem::replace(&mut self.touched, true)
     }
 }
 

@@ -45,6 +45,10 @@ struct Common {
     rules: Rules,
     chain: Chain,
     broken: bool,
+    /// Heads given back while the guest's memory could not be written.
+    late: Vec<u16>,
+    /// The guest is yet to be shown something, for the same reason.
+    unshown: bool,
 }
 
 impl Common {
@@ -72,6 +76,9 @@ pub struct RxVring {
     next: Segments,
     /// Heads taken for one frame, and the bytes written to each.
     heads: Vec<(u16, u32)>,
+    /// The frame that each head was last taken for, as counted by `frames`.
+    taken_for: Box<[u64]>,
+    frames: u64,
 }
 
 impl TxVring {
@@ -106,13 +113,28 @@ impl TxVring {
 
 impl Common {
     fn new(name: Arc<str>, ring: Vring, rules: Rules) -> Common {
+        let late = Vec::with_capacity(usize::from(ring.size()));
         Common {
             name,
             ring,
             rules,
             chain: Chain::new(),
             broken: false,
+            late,
+            unshown: false,
         }
+    }
+
+    /// Shows the guest what was given back, as soon as its memory may be written.
+    fn publish(&mut self) {
+        self.unshown = !self.ring.may_write();
+        if self.unshown {
+            return;
+        }
+        for head in self.late.drain(..) {
+            self.ring.push_used(head, 0);
+        }
+        self.ring.publish();
     }
 }
 
@@ -120,6 +142,9 @@ impl TxQueue for TxVring {
     fn take(&mut self, bytes: &mut Segments) -> Fetched {
         if self.common.broken || !self.common.ring.may_write() {
             return Fetched::Empty;
+        }
+        if self.common.unshown {
+            self.common.publish();
         }
         let next = self.common.ring.waiting().and_then(|waiting| {
             let head = (waiting > 0).then(|| self.common.ring.head());
@@ -158,7 +183,12 @@ impl TxQueue for TxVring {
             && let Ok(head) = u16::try_from(tag)
         {
             self.common.ring.unhold(generation);
-            self.common.ring.push_used(head, 0);
+            if self.common.ring.may_write() {
+                self.common.ring.push_used(head, 0);
+            } else {
+                self.common.late.push(head);
+                self.common.unshown = true;
+            }
         }
     }
 }
@@ -175,12 +205,14 @@ impl TxVring {
 impl RxVring {
     /// A queue on `ring`; `name` is for messages.
     pub fn new(name: Arc<str>, ring: Vring, rules: Rules) -> RxVring {
-        let heads = Vec::with_capacity(HEADS_MAX);
+        let size = usize::from(ring.size());
         RxVring {
             common: Common::new(name, ring, rules),
             first: Segments::new(),
             next: Segments::new(),
-            heads,
+            heads: Vec::with_capacity(size),
+            taken_for: vec![0; size].into_boxed_slice(),
+            frames: 0,
         }
     }
 
@@ -188,7 +220,9 @@ impl RxVring {
     fn next_buffer(&mut self, is_first: bool) -> Result<usize, &'static str> {
         let Common { ring, chain, .. } = &mut self.common;
         let head = ring.head()?;
-        if self.heads.iter().any(|&(other, _)| other == head) {
+        // Not by a walk through `heads`: a frame may take a whole ring of tiny buffers.
+        let taken_for = &mut self.taken_for[usize::from(head)];
+        if std::mem::replace(taken_for, self.frames) == self.frames {
             return Err("a chain was made available twice");
         }
         ring.take(head);
@@ -225,9 +259,7 @@ impl RxVring {
             let piece = (room - skip).min(len - copied);
             let into = if is_first { &self.first } else { &self.next };
             bytes.copy_to(copied, into, skip, piece);
-            if !is_first {
-                self.common.ring.mark_new(into);
-            }
+            self.common.ring.mark_new(into);
             copied += piece;
             if let Some(last) = self.heads.last_mut() {
                 last.1 = u32::try_from(skip + piece).map_err(|_| "a frame that is too long")?;
@@ -252,6 +284,7 @@ impl RxQueue for RxVring {
             return Put::NoRoom;
         }
         self.heads.clear();
+        self.frames += 1;
         let put = match self.fill(bytes, len) {
             Ok(put) => put,
             Err(why) => {
@@ -296,7 +329,7 @@ macro_rules! frame_queue {
             }
 
             fn publish(&mut self) {
-                self.common.ring.publish();
+                self.common.publish();
             }
 
             fn has_work(&self) -> bool {
@@ -342,3 +375,6 @@ macro_rules! frame_queue {
 
 frame_queue!(TxVring, sends);
 frame_queue!(RxVring, takes);
+
+#[cfg(test)]
+mod tests;

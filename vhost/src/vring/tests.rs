@@ -7,22 +7,25 @@ use super::chain::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE};
 use super::*;
 use crate::memory::RegionSpec;
 
-const USER: u64 = 1 << 44;
-const GUEST: u64 = 1 << 20;
-const AVAIL: u64 = 4096;
-const USED: u64 = 8192;
-const TABLE: u64 = 16384;
-const LEN: u64 = 65536;
+pub(crate) const USER: u64 = 1 << 44;
+pub(crate) const GUEST: u64 = 1 << 20;
+pub(crate) const AVAIL: u64 = 4096;
+pub(crate) const USED: u64 = 8192;
+pub(crate) const TABLE: u64 = 16384;
+pub(crate) const LEN: u64 = 65536;
+pub(crate) const NEXT: u16 = DESC_NEXT;
+pub(crate) const WRITE: u16 = DESC_WRITE;
+pub(crate) const INDIRECT: u16 = DESC_INDIRECT;
 
 /// Guest memory with a ring, written through its file.
-struct Guest {
-    file: File,
-    map: Arc<MemoryMap>,
-    size: u16,
+pub(crate) struct Guest {
+    pub(crate) file: File,
+    pub(crate) map: Arc<MemoryMap>,
+    pub(crate) size: u16,
 }
 
 impl Guest {
-    fn new(size: u16) -> Guest {
+    pub(crate) fn new(size: u16) -> Guest {
         let file = tempfile::tempfile().unwrap();
         file.set_len(LEN).unwrap();
         let spec = RegionSpec {
@@ -39,7 +42,7 @@ impl Guest {
         }
     }
 
-    fn setup(&self) -> RingSetup {
+    pub(crate) fn setup(&self) -> RingSetup {
         RingSetup {
             size: self.size,
             address: RingAddress {
@@ -59,15 +62,15 @@ impl Guest {
         }
     }
 
-    fn ring(&self) -> Vring {
+    pub(crate) fn ring(&self) -> Vring {
         Vring::new(self.setup()).unwrap()
     }
 
-    fn put(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
         self.file.write_all_at(bytes, at).unwrap();
     }
 
-    fn descriptor(&self, table: u64, at: u16, d: (u64, u32, u16, u16)) {
+    pub(crate) fn descriptor(&self, table: u64, at: u16, d: (u64, u32, u16, u16)) {
         let mut raw = [0; 16];
         raw[..8].copy_from_slice(&d.0.to_le_bytes());
         raw[8..12].copy_from_slice(&d.1.to_le_bytes());
@@ -76,7 +79,7 @@ impl Guest {
         self.put(table + u64::from(at) * 16, &raw);
     }
 
-    fn u16_at(&self, at: u64) -> u16 {
+    pub(crate) fn u16_at(&self, at: u64) -> u16 {
         let mut raw = [0; 2];
         self.file.read_exact_at(&mut raw, at).unwrap();
         u16::from_le_bytes(raw)

@@ -77,7 +77,7 @@ impl Bridge {
             found = true;
             let Some(taken) = taken else { continue };
             left = left.saturating_sub(taken.len as u64);
-            let sent = self.from_guest(id, (port, queue), &taken, (&bytes, &mut head), ring);
+            let sent = self.guest_sends(id, (port, queue), &taken, (&bytes, &mut head), ring);
             if sent == Sent::Done
                 && let Some(place) = self.guest(port).and_then(|it| it.tx_at(queue))
             {
@@ -123,9 +123,6 @@ impl Bridge {
             return None;
         }
         let place = guest.tx_at(at.1)?;
-        if !place.waiting.is_empty() && place.queue.may_complete() && place.give_back() {
-            self.touched.push(at.0);
-        }
         if place.broken || place.leaving.is_some() || !place.queue.may_complete() {
             return None;
         }
@@ -151,7 +148,7 @@ impl Bridge {
         }
     }
 
-    fn from_guest(
+    fn guest_sends(
         &mut self,
         id: u32,
         (port, queue): (u16, u16),
@@ -206,7 +203,7 @@ impl Bridge {
                 .tap(port)
                 .and_then(|tap| tap.buffers[usize::from(index)].take());
             let buffer = buffer.expect("what was read is in its place");
-            self.from_tap(id, port, &buffer[..bytes], ring);
+            self.tap_gives(id, port, &buffer[..bytes], ring);
             if let Some(tap) = self.tap(port) {
                 tap.buffers[usize::from(index)] = Some(buffer);
             }
@@ -226,7 +223,7 @@ impl Bridge {
         found > 0
     }
 
-    fn from_tap(&mut self, id: u32, port: u16, read: &[u8], ring: &mut Ring) {
+    fn tap_gives(&mut self, id: u32, port: u16, read: &[u8], ring: &mut Ring) {
         let (header, bytes) = read.split_at(HEADER_BYTES);
         let header = Header::parse(header.try_into().expect("split there"));
         if let Some(Some(there)) = self.ports.get(usize::from(port)) {
@@ -294,15 +291,15 @@ impl Bridge {
             .map(|it| &it.end)
         {
             Some(End::Guest(_)) => {
-                self.to_guest(to, frame);
+                self.reach_guest(to, frame);
                 Sent::Done
             }
-            Some(End::Tap(_)) => self.to_tap(id, to, frame, lend, ring),
+            Some(End::Tap(_)) => self.reach_tap(id, to, frame, lend, ring),
             None => Sent::Done,
         }
     }
 
-    fn to_guest(&mut self, to: u16, frame: &Frame<'_>) {
+    fn reach_guest(&mut self, to: u16, frame: &Frame<'_>) {
         let Some(there) = &mut self.ports[usize::from(to)] else {
             return;
         };
@@ -390,7 +387,14 @@ impl Bridge {
         }
     }
 
-    fn to_tap(&mut self, id: u32, to: u16, frame: &Frame<'_>, lend: bool, ring: &mut Ring) -> Sent {
+    fn reach_tap(
+        &mut self,
+        id: u32,
+        to: u16,
+        frame: &Frame<'_>,
+        lend: bool,
+        ring: &mut Ring,
+    ) -> Sent {
         let counters = match &self.ports[usize::from(to)] {
             Some(there) => there.counters.clone(),
             None => return Sent::Done,

@@ -3,7 +3,6 @@
 use crossbeam_channel::Sender;
 
 use super::{Bridge, Captured, End, Guest, RxPlace, TxPlace};
-use crate::limits::TAP_WRITES;
 use crate::net::queue::{RxQueue, TxQueue};
 use crate::ring::{NetOp, Ring, Token};
 
@@ -28,7 +27,6 @@ impl Bridge {
         *place = Some(TxPlace {
             queue: tx,
             in_flight: 0,
-            waiting: Vec::with_capacity(usize::from(TAP_WRITES)),
             leaving: None,
             armed: false,
             broken: false,
@@ -84,15 +82,6 @@ impl Bridge {
             return;
         };
         let mut gone = 0;
-        // Its index says that they are done, whether the guest can be shown that or not.
-        for place in guest
-            .tx
-            .iter_mut()
-            .flatten()
-            .filter(|it| it.leaving.is_some())
-        {
-            place.give_back();
-        }
         for slot in &mut guest.tx {
             if slot
                 .as_ref()
@@ -120,6 +109,9 @@ impl Bridge {
     pub fn with_tx(&mut self, port: u16, queue: u16, task: impl FnOnce(&mut dyn TxQueue)) {
         if let Some(place) = self.guest(port).and_then(|guest| guest.tx_at(queue)) {
             task(&mut *place.queue);
+            // What could not be shown before may be now.
+            place.touched = true;
+            self.touched.push(port);
         }
         self.wake(port);
     }
@@ -127,6 +119,8 @@ impl Bridge {
     pub fn with_rx(&mut self, port: u16, queue: u16, task: impl FnOnce(&mut dyn RxQueue)) {
         if let Some(place) = self.guest(port).and_then(|guest| guest.rx_at(queue)) {
             task(&mut *place.queue);
+            place.touched = true;
+            self.touched.push(port);
         }
         self.wake(port);
     }
@@ -189,9 +183,6 @@ impl Bridge {
         }
         for (queue, place) in (0u16..).zip(&mut guest.tx) {
             let Some(place) = place else { continue };
-            if !place.waiting.is_empty() {
-                return false;
-            }
             if place.broken || !place.queue.may_complete() {
                 continue;
             }
