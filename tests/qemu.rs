@@ -16,6 +16,8 @@ mod harness;
 mod kills;
 #[path = "qemu/moves.rs"]
 mod moves;
+#[path = "qemu/nic.rs"]
+mod nic;
 #[path = "qemu/pull.rs"]
 mod pull;
 #[path = "qemu/rig.rs"]
@@ -37,6 +39,7 @@ fn main() {
         broken_moves::trials(),
         pull::trials(),
         shared::trials(),
+        nic::trials(),
         kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

@@ -31,6 +31,19 @@ pub struct Machine {
     pub reconnect_ms: u32,
     /// Whether it has a second port, for a program in the guest.
     pub second_port: bool,
+    /// Its NICs.
+    pub nics: Vec<Nic>,
+}
+
+/// A NIC of a machine.
+#[derive(Clone)]
+pub struct Nic {
+    /// Where it is served.
+    pub socket: PathBuf,
+    /// Its address.
+    pub mac: String,
+    /// More of QEMU's properties of the device, each with a comma before it.
+    pub properties: String,
 }
 
 impl Default for Machine {
@@ -40,6 +53,7 @@ impl Default for Machine {
             memory_mib: 256,
             reconnect_ms: 200,
             second_port: false,
+            nics: Vec::new(),
         }
     }
 }
@@ -89,6 +103,7 @@ impl Qemu {
         let serial = Serial::new("commands", &dir.path(format!("{name}.fifo")), &log)?;
         let mut arguments = machine_arguments(machine)?;
         arguments.extend(disk_arguments(machine, disks));
+        arguments.extend(nic_arguments(machine));
         arguments.extend(["-device".into(), "virtio-serial-pci".into()]);
         arguments.extend(serial.arguments());
         let mut second_port = None;
@@ -206,6 +221,28 @@ fn machine_arguments(machine: &Machine) -> Check<Vec<String>> {
         "-nodefaults",
     ];
     Ok(words.iter().map(ToString::to_string).collect())
+}
+
+fn nic_arguments(machine: &Machine) -> Vec<String> {
+    let nics = machine.nics.iter().enumerate();
+    nics.flat_map(|(at, nic)| {
+        let socket = nic.socket.display();
+        [
+            "-chardev".to_owned(),
+            format!(
+                "socket,id=nic{at},path={socket},reconnect-ms={}",
+                machine.reconnect_ms
+            ),
+            "-netdev".to_owned(),
+            format!("vhost-user,id=net{at},chardev=nic{at}"),
+            "-device".to_owned(),
+            format!(
+                "virtio-net-pci,netdev=net{at},mac={}{}",
+                nic.mac, nic.properties
+            ),
+        ]
+    })
+    .collect()
 }
 
 fn disk_arguments(machine: &Machine, disks: &[&Path]) -> Vec<String> {
