@@ -42,6 +42,9 @@ use crate::segments::Segments;
 pub use forward::Captured;
 use path::Path;
 
+/// Marks the kick of a queue that a guest receives by.
+const RX_KICK: u16 = 1 << 15;
+
 /// How a bridge decides where a frame goes.
 pub(crate) enum Kind {
     /// To the other port.
@@ -65,6 +68,8 @@ pub(crate) struct TxPlace {
 
 pub(crate) struct RxPlace {
     queue: Box<dyn RxQueue>,
+    /// A poll of its kick is in the ring: frames wait for its guest's buffers.
+    armed: bool,
     broken: bool,
     touched: bool,
 }
@@ -186,6 +191,8 @@ pub(crate) struct Bridge {
     active: Vec<u16>,
     /// Which of them is first.
     first: usize,
+    /// Ports over their rate, and from when on they are looked at again.
+    timed: Vec<(u64, u16)>,
     /// Ports with queues to be published.
     touched: Vec<u16>,
     /// Scratch, kept to save allocations.
@@ -204,6 +211,7 @@ impl Bridge {
             ports: Vec::new(),
             active: Vec::new(),
             first: 0,
+            timed: Vec::new(),
             touched: Vec::new(),
             scratch: Some((Box::default(), Box::new([0; HEAD_BYTES]))),
             whole: vec![0; FRAME_BYTES_MAX],
@@ -229,7 +237,24 @@ impl Bridge {
         }
     }
 
-    /// Whether nothing is to be done before a kick, or before a tap has something.
+    /// When a port is to be looked at again that is over its rate now.
+    pub fn next_event_ns(&self) -> Option<u64> {
+        self.timed.iter().map(|&(due_ns, _)| due_ns).min()
+    }
+
+    fn wake_timed(&mut self) {
+        let mut at = 0;
+        while let Some(&(due_ns, port)) = self.timed.get(at) {
+            if due_ns <= self.now_ns {
+                self.timed.swap_remove(at);
+                self.wake(port);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Whether nothing is to be done before a kick, or before a tap has something, or before a time.
     pub fn is_quiet(&self) -> bool {
         self.active.is_empty()
     }
@@ -237,6 +262,7 @@ impl Bridge {
     /// Takes what the active ports have and sends it on; true when there was something.
     pub fn turn(&mut self, id: u32, ring: &mut Ring, now_ns: u64) -> bool {
         self.now_ns = now_ns;
+        self.wake_timed();
         let count = self.active.len();
         if count == 0 {
             return false;
@@ -290,11 +316,17 @@ impl Bridge {
         };
         match (op, &mut there.end) {
             (NetOp::Kick { queue, .. }, End::Guest(guest)) => {
-                if let Some(Some(place)) = guest.tx.get_mut(usize::from(queue)) {
+                if let Some(place) = guest
+                    .rx_at(queue & !RX_KICK)
+                    .filter(|_| queue & RX_KICK != 0)
+                {
                     place.armed = false;
                     place.queue.drain_kick();
-                    self.wake(port);
+                } else if let Some(place) = guest.tx_at(queue) {
+                    place.armed = false;
+                    place.queue.drain_kick();
                 }
+                self.wake(port);
             }
             (NetOp::Poll { .. }, End::Tap(tap)) => {
                 (tap.polled, tap.dry) = (false, false);

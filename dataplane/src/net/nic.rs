@@ -145,8 +145,8 @@ impl NicPort {
     /// Takes it back.
     pub fn stop_rx(&self, queue: u16) -> Result<Option<Box<dyn RxQueue>>, LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            let _ = reply.send(bridge.stop_rx(port, queue));
+        self.bridge.ask(move |bridge, id, ring, reply| {
+            let _ = reply.send(bridge.stop_rx((id, port, queue), ring));
         })
     }
 

@@ -27,6 +27,15 @@ impl Bridges {
         self.all.iter().flatten().all(Bridge::is_empty)
     }
 
+    /// When the first of them is to be looked at again, if at a time.
+    pub fn next_event_ns(&self) -> Option<u64> {
+        self.all
+            .iter()
+            .flatten()
+            .filter_map(Bridge::next_event_ns)
+            .min()
+    }
+
     /// Whether all wait for kicks and taps.
     pub fn are_quiet(&self) -> bool {
         self.leaving.is_empty() && self.all.iter().flatten().all(Bridge::is_quiet)

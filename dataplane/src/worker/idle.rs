@@ -124,6 +124,7 @@ impl Core {
             .filter_map(|lane| lane.next_event_ns(self.now_ns))
             .chain(turn)
             .chain(retry)
+            .chain(self.bridges.next_event_ns())
             .min()?;
         Some(Duration::from_nanos(due.saturating_sub(self.now_ns).max(1)))
     }

@@ -29,6 +29,7 @@ impl Bridge {
             self.ports[at] = place;
         }
         self.active.reserve(self.ports.len());
+        self.timed.reserve(self.ports.len());
         self.touched.reserve(self.ports.len() * 2);
         self.wake(id);
         Some(id)
@@ -56,6 +57,7 @@ impl Bridge {
     fn forget(&mut self, port: u16) {
         self.active.retain(|&other| other != port);
         self.touched.retain(|&other| other != port);
+        self.timed.retain(|&(_, other)| other != port);
         if let Kind::Switch(table) = &mut self.kind {
             table.forget_port(port);
         }

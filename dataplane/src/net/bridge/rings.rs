@@ -2,7 +2,8 @@
 
 use crossbeam_channel::Sender;
 
-use super::{Bridge, Captured, End, Guest, RxPlace, TxPlace};
+use super::{Bridge, Captured, End, Guest, RX_KICK, RxPlace, TxPlace};
+use crate::net::limit::Bucket;
 use crate::net::queue::{RxQueue, TxQueue};
 use crate::ring::{NetOp, Ring, Token};
 
@@ -13,6 +14,33 @@ impl Guest {
 
     pub(super) fn rx_at(&mut self, queue: u16) -> Option<&mut RxPlace> {
         self.rx.get_mut(usize::from(queue))?.as_mut()
+    }
+}
+
+impl Guest {
+    /// Asks for a kick when the guest makes room for what is kept for it; false when there is room, or it
+    /// cannot kick.
+    fn waits_for_room(&mut self, (id, port): (u32, u16), ring: &mut Ring) -> bool {
+        let mut places = (0u16..).zip(&mut self.rx);
+        let Some((queue, place)) =
+            places.find_map(|(at, it)| it.as_mut().filter(|it| !it.broken).map(|it| (at, it)))
+        else {
+            return true; // its queues stand still
+        };
+        let Some(fd) = place.queue.kick_fd() else {
+            return false;
+        };
+        place.queue.drain_kick();
+        if place.queue.arm() {
+            place.queue.disarm();
+            return false;
+        }
+        if !place.armed {
+            let queue = queue | RX_KICK;
+            let polled = ring.poll_frames(fd, (id, NetOp::Kick { port, queue }));
+            place.armed = polled.is_ok();
+        }
+        place.armed
     }
 }
 
@@ -45,6 +73,7 @@ impl Bridge {
         };
         let mut rx = RxPlace {
             queue: rx,
+            armed: false,
             broken: false,
             touched: false,
         };
@@ -98,9 +127,22 @@ impl Bridge {
         self.leaving -= gone;
     }
 
-    pub fn stop_rx(&mut self, port: u16, queue: u16) -> Option<Box<dyn RxQueue>> {
+    pub fn stop_rx(
+        &mut self,
+        (id, port, queue): (u32, u16, u16),
+        ring: &mut Ring,
+    ) -> Option<Box<dyn RxQueue>> {
         let guest = self.guest(port)?;
         let mut place = guest.rx.get_mut(usize::from(queue))?.take()?;
+        let kick = NetOp::Kick {
+            port,
+            queue: queue | RX_KICK,
+        };
+        if place.armed
+            && let Err(error) = ring.disarm(Token::Net(id, kick))
+        {
+            tracing::warn!(%error, "a kick could not be taken back; it wakes its port for nothing");
+        }
         place.queue.publish();
         Some(place.queue)
     }
@@ -167,8 +209,13 @@ impl Bridge {
             return true;
         };
         // Over its rate: at a time, and not at a kick.
-        if there.limit.as_ref().is_some_and(|it| it.next_ns() > now_ns) {
-            return false;
+        let due_ns = there.limit.as_ref().map_or(0, Bucket::next_ns);
+        if due_ns > now_ns {
+            // Never, at a rate of nothing.
+            if due_ns < u64::MAX {
+                self.timed.push((due_ns, port));
+            }
+            return true;
         }
         let guest = match &mut there.end {
             End::Tap(tap) => {
@@ -177,8 +224,7 @@ impl Bridge {
             }
             End::Guest(guest) => guest,
         };
-        // Until the guest has made room for what waits for it.
-        if !guest.captured.is_empty() && guest.rx.iter().flatten().any(|it| !it.broken) {
+        if !guest.captured.is_empty() && !guest.waits_for_room((id, port), ring) {
             return false;
         }
         for (queue, place) in (0u16..).zip(&mut guest.tx) {
