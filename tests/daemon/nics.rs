@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ferry_bench::net::{NetPlan, Report, run};
 
-use crate::rig::{Host, eventually, text};
+use crate::rig::{Host, eventually, networks, text};
 
 fn plan(tx: &Path, rx: &Path) -> NetPlan {
     NetPlan {
@@ -209,4 +209,83 @@ fn what_makes_no_sense_is_refused() {
     let socket = lan.host.dir.join("run/nic-x.sock");
     let words = ["--switch", "lan", "--socket-path", text(&socket)];
     add(&words).refused(&["in use"]);
+}
+
+/// From one tap to the other by a bridge of the kernel's.
+#[test]
+fn frames_go_by_taps_and_come_by_taps() {
+    if !networks("frames_go_by_taps_and_come_by_taps") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.ip("link add br0 type bridge mcast_snooping 0");
+    for (id, tap) in [("x", "t0"), ("y", "t1")] {
+        host.run(&["nic", "add", id, "--tap", tap]).ok();
+        host.ip(&format!("link set {tap} master br0 up"));
+    }
+    host.ip("link set br0 up");
+    let socket = |id: &str| host.dir.join("run").join(format!("nic-{id}.sock"));
+    let plan = plan(&socket("x"), &socket("y"));
+    for bytes in [64, 1514] {
+        clean(
+            &run(&NetPlan {
+                bytes,
+                ..plan.clone()
+            })
+            .unwrap(),
+        );
+    }
+    let long = NetPlan {
+        bytes: 30_000,
+        tso: true,
+        rate_pps: Some(3000),
+        queue_size: 1024,
+        burst: 8,
+        ..plan
+    };
+    clean(&run(&long).unwrap());
+    // Over the same taps a second time, and after they are gone.
+    host.run(&["nic", "remove", "x"]).ok();
+    host.run(&["nic", "add", "x", "--tap", "t0"]).ok();
+    host.ip("link set t0 master br0 up");
+    clean(
+        &run(&NetPlan {
+            tso: false,
+            bytes: 64,
+            ..long
+        })
+        .unwrap(),
+    );
+    host.ip("link delete t1");
+    eventually("the daemon goes on", || {
+        host.run(&["nic", "list"]).ok()["nics"]
+            .as_array()
+            .map(Vec::len)
+            == Some(2)
+    });
+    host.run(&["nic", "remove", "y"]).ok();
+}
+
+/// A NIC of a switch, and one behind the switch's tap.
+#[test]
+fn a_tap_is_a_port_of_a_switch() {
+    if !networks("a_tap_is_a_port_of_a_switch") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.ip("link add br0 type bridge mcast_snooping 0");
+    host.run(&["switch", "add", "lan", "--tap", "up0"]).ok();
+    host.run(&["nic", "add", "x", "--switch", "lan"]).ok();
+    host.run(&["nic", "add", "y", "--tap", "t1"]).ok();
+    for link in ["up0", "t1"] {
+        host.ip(&format!("link set {link} master br0 up"));
+    }
+    host.ip("link set br0 up");
+    let socket = |id: &str| host.dir.join("run").join(format!("nic-{id}.sock"));
+    for bytes in [64, 1514] {
+        let plan = plan(&socket("x"), &socket("y"));
+        clean(&run(&NetPlan { bytes, ..plan }).unwrap());
+    }
 }

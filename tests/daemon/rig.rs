@@ -112,8 +112,16 @@ pub struct Starting {
 impl Starting {
     /// Starts it; its log goes to the end of `log`.
     pub fn new(log: &Path, words: &[&str]) -> Starting {
+        Starting::by(&[], log, words)
+    }
+
+    /// The same, by another program that becomes it.
+    fn by(program: &[&str], log: &Path, words: &[&str]) -> Starting {
         let err = File::options().create(true).append(true).open(log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
+        let mut whole = program.to_vec();
+        whole.push(env!("CARGO_BIN_EXE_ferry"));
+        let mut child = Command::new(whole[0])
+            .args(&whole[1..])
             .args(words)
             .arg("--json")
             .stdin(Stdio::piped())
@@ -160,9 +168,62 @@ pub struct Host {
     pub dir: PathBuf,
     port: u16,
     process: Option<Process>,
+    /// What the daemon is started by.
+    program: &'static [&'static str],
+}
+
+/// Becomes a program that has a network of its own, and is root there.
+const NETWORK: &[&str] = &["unshare", "--map-root-user", "--net", "--"];
+
+/// Whether there may be such programs. If not the test is skipped, and says so; in CI it fails.
+pub fn networks(test: &str) -> bool {
+    let tried = Command::new(NETWORK[0])
+        .args(&NETWORK[1..])
+        .arg("true")
+        .output();
+    let may = tried.is_ok_and(|it| it.status.success()) && Path::new("/dev/net/tun").exists();
+    assert!(
+        may || std::env::var_os("CI").is_none(),
+        "no networks of one's own here"
+    );
+    if !may {
+        eprintln!(
+            "SKIPPED {test}: unshare --map-root-user --net is not allowed, or there is no tun"
+        );
+    }
+    may
 }
 
 impl Host {
+    /// A daemon in a network of its own.
+    pub fn in_network(dir: &Path, name: &str) -> Host {
+        let mut host = Host::new(dir, name);
+        host.kill();
+        host.program = NETWORK;
+        host.start();
+        host
+    }
+
+    /// Runs `ip` in the daemon's network.
+    #[track_caller]
+    pub fn ip(&self, words: &str) {
+        let pid = self.pid().to_string();
+        let enter = [
+            "-t",
+            &pid,
+            "--user",
+            "--net",
+            "--preserve-credentials",
+            "ip",
+        ];
+        let done = Command::new("nsenter")
+            .args(enter)
+            .args(words.split(' '))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "ip {words}: {done:?}");
+    }
+
     pub fn new(dir: &Path, name: &str) -> Host {
         Host::with(dir, name, "", "")
     }
@@ -188,6 +249,7 @@ impl Host {
             dir,
             port,
             process: None,
+            program: &[],
         };
         host.start();
         host
@@ -196,7 +258,9 @@ impl Host {
     pub fn start(&mut self) {
         let config = self.dir.join("ferry.toml");
         let words = ["daemon", "--until-eof", "--config", text(&config)];
-        self.process = Some(serving(&self.dir.join("log"), &words).0);
+        let log = self.dir.join("log");
+        let _ = std::fs::remove_file(&log);
+        self.process = Some(Starting::by(self.program, &log, &words).ready().0);
     }
 
     /// SIGKILL.
