@@ -1,5 +1,6 @@
-//! Frames between guests: what is known of a frame, and what is decided about it. Pure logic: no
-//! I/O, no clock, no virtqueue; nothing here allocates once it is made.
+//! Frames between guests and taps. What is known of a frame and what is decided about it is pure
+//! logic, without I/O, clock or virtqueue, that allocates nothing once it is made; [`bridge`] carries
+//! the frames, [`queue`] is the seam to the virtqueues, [`nic`] the side that control sees.
 //!
 //! ```text
 //!   sending guest: [virtio-net header][frame]
@@ -9,7 +10,7 @@
 //!        │
 //!   Start::parse       addresses, VLAN, what is behind them            ─► dropped: spoofed
 //!        │
-//!   Bucket::admit      packets and bits a second                       ─► dropped: limited
+//!   Bucket::admit      packets and bits a second                       ─► waits in its ring
 //!        │
 //!   Table::learn, find which port has the source, which the destination ─► all ports, if unknown
 //!        │
