@@ -16,7 +16,7 @@ use ferry_bench::stamp::{Initial, Mix};
 use ferry_bench::verify::{Verifier, VerifyPlan};
 use ferry_dataplane::sys;
 
-use crate::rig::{MIB, PATIENCE, Process, Starting, text};
+use crate::rig::{MIB, PATIENCE, Process, Starting, eventually, text};
 
 const QUEUES: u16 = 4;
 const DEPTH: u16 = 64;
@@ -203,12 +203,11 @@ impl Driver {
 
     /// Goes on at another server after a stop, with a fresh region.
     fn move_to_the_next(&mut self, servers: &mut Servers) {
+        eventually("every ring has moved on", || {
+            self.used().iter().all(|&used| used != 0)
+        });
         let bases = self.vmm().stop().unwrap();
         assert_eq!(bases, self.used());
-        assert!(
-            bases.iter().all(|&base| base != 0),
-            "the rings have moved on"
-        );
         servers.kill();
         self.vmm = None;
         let mut vmm = Driver::connect(&servers.socket(), self.features);
