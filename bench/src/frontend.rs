@@ -19,6 +19,7 @@ mod blk;
 mod device;
 mod error;
 mod express;
+mod laid;
 mod log;
 mod memory;
 pub mod net;

@@ -3,53 +3,29 @@
 //! A slot is a request that is used over and over: its buffer, its descriptors
 //! and its place in memory are laid out once. What is written per request is the
 //! header, in a cache line that it shares with the status byte as in Linux's
-//! driver, and one entry of the available ring, if it differs. Completions are
-//! counted with one look at the used index per batch.
-//!
-//! The server is not trusted: what it writes into the used ring is checked
-//! before it is used as an index.
+//! driver; the ring is a [`LaidRing`].
 
-use std::sync::Arc;
-
-use vmm_sys_util::eventfd::EventFd;
-
-use super::blk::{Op, Status, feature};
+use super::blk::{Op, Status};
 use super::device::GuestDevice;
+use super::laid::LaidRing;
 use super::memory::View;
 use super::queue::{QueueError, Segment};
-use super::ring::{DESC_NEXT, DESC_WRITE, Desc, SplitRing};
+use super::ring::{DESC_NEXT, DESC_WRITE, Desc};
 
 /// Header and status byte of a slot: one cache line.
 const SLOT_BYTES: usize = 64;
 const STATUS_AT: usize = 16;
-/// Asked for calls this long ago, in completions, is far from being passed.
-const RENEW_EVERY: u16 = 1 << 14;
-
-#[derive(Debug)]
-struct Slot {
-    head: u16,
-    /// What its descriptors are made for.
-    op: Op,
-    busy: bool,
-}
 
 /// Driver of one split virtqueue that never sleeps, for reads and writes of one
 /// size.
 #[derive(Debug)]
 pub struct ExpressQueue {
-    ring: SplitRing,
-    kick: Arc<EventFd>,
-    slots: Vec<Slot>,
-    /// Slot by head descriptor.
-    slot_of: Vec<Option<u16>>,
+    ring: LaidRing,
+    /// What each slot's descriptors are made for.
+    ops: Vec<Op>,
     buffers: Vec<Vec<Segment>>,
     area: View,
     area_addr: u64,
-    next_avail: u16,
-    published: u16,
-    last_used: u16,
-    renewed: u16,
-    event_idx: bool,
 }
 
 /// Shape of an [`ExpressQueue`].
@@ -89,8 +65,8 @@ impl ExpressQueue {
         features: u64,
         options: ExpressOptions,
     ) -> Result<Self, QueueError> {
-        let (memory, ring) = (device.memory(), device.ring(queue)?);
-        let (size, depth) = (ring.layout().size, options.depth);
+        let memory = device.memory();
+        let (size, depth) = (device.ring(queue)?.layout().size, options.depth);
         let chain = options.descriptors();
         if depth == 0 || u32::from(depth) * u32::from(chain) > u32::from(size) {
             return Err(QueueError::Depth { depth, size });
@@ -109,45 +85,27 @@ impl ExpressQueue {
                 options.segment_bytes_max,
             ));
         }
-        let mut slot_of = vec![None; usize::from(size)];
-        for slot in 0..depth {
-            slot_of[usize::from(slot * chain)] = Some(slot);
-        }
-        let blank = |slot| Slot {
-            head: slot * chain,
-            op: Op::Read,
-            busy: false,
-        };
         let queue = Self {
-            kick: device.queues()[queue].kick.clone(),
-            slots: (0..depth).map(blank).collect(),
-            slot_of,
+            ring: LaidRing::new(device, queue, features, (depth, chain))?,
+            ops: vec![Op::Read; usize::from(depth)],
             buffers,
             area: memory.view(area_addr, bytes)?,
             area_addr,
-            next_avail: ring.avail_index(),
-            published: ring.avail_index(),
-            last_used: ring.used_index(),
-            renewed: ring.used_index(),
-            event_idx: features & feature::EVENT_IDX != 0,
-            ring,
         };
         for slot in 0..depth {
             queue.lay_out(slot, Op::Read);
         }
-        queue.ring.want_calls(false);
-        queue.want_no_calls();
         Ok(queue)
     }
 
     /// Most requests in flight.
     pub fn depth(&self) -> u16 {
-        u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
+        self.ring.count()
     }
 
     /// Requests put and not yet taken.
     pub fn in_flight(&self) -> u16 {
-        self.next_avail.wrapping_sub(self.last_used)
+        self.ring.in_flight()
     }
 
     /// Puts a read or a write of a free slot into the ring. The device learns of
@@ -155,81 +113,43 @@ impl ExpressQueue {
     #[inline]
     pub fn put(&mut self, slot: u16, op: Op, sector: u64) {
         let index = usize::from(slot);
-        if self.slots[index].op != op {
+        if self.ops[index] != op {
             self.lay_out(slot, op);
-            self.slots[index].op = op;
+            self.ops[index] = op;
         }
-        let entry = &mut self.slots[index];
-        debug_assert!(!entry.busy, "slot {slot} put twice");
-        entry.busy = true;
         let mut line = [0; STATUS_AT + 1];
         line[..4].copy_from_slice(&op.code().to_le_bytes());
         line[8..16].copy_from_slice(&sector.to_le_bytes());
         line[STATUS_AT] = Status::UNWRITTEN;
         self.area.write(index * SLOT_BYTES, &line);
-        self.ring.renew_avail(self.next_avail, entry.head);
-        self.next_avail = self.next_avail.wrapping_add(1);
+        self.ring.put(slot);
     }
 
     /// Publishes what was put and kicks if the device wants it.
     #[inline]
     pub fn commit(&mut self) -> Result<(), QueueError> {
-        let (old, new) = (self.published, self.next_avail);
-        if old == new {
-            return Ok(());
-        }
-        let wanted = self.ring.offer(old, new, self.event_idx);
-        self.published = new;
-        if wanted {
-            self.kick.write(1)?;
-        }
-        Ok(())
+        self.ring.commit()
     }
 
     /// How many completions can be taken now.
     #[inline]
     pub fn ready(&mut self) -> Result<u16, QueueError> {
-        let moved = self.ring.used_index().wrapping_sub(self.last_used);
-        let in_flight = self.published.wrapping_sub(self.last_used);
-        if moved > in_flight {
-            return Err(QueueError::UsedJump { moved, in_flight });
-        }
-        if self.last_used.wrapping_sub(self.renewed) >= RENEW_EVERY {
-            self.renewed = self.last_used;
-            self.want_no_calls();
-        }
-        Ok(moved)
+        self.ring.ready()
     }
 
     /// The next completion, of those that [`ready`](Self::ready) counted.
     #[inline]
     pub fn take(&mut self) -> Result<(u16, Status), QueueError> {
-        let (id, _) = self.ring.used(self.last_used);
-        let slot = usize::try_from(id)
-            .ok()
-            .and_then(|i| *self.slot_of.get(i)?)
-            .filter(|slot| self.slots[usize::from(*slot)].busy);
-        let Some(slot) = slot else {
-            return Err(QueueError::NotInFlight { id });
-        };
-        self.last_used = self.last_used.wrapping_add(1);
-        self.slots[usize::from(slot)].busy = false;
+        let (slot, _) = self.ring.take()?;
         let mut status = [0];
         let at = usize::from(slot) * SLOT_BYTES + STATUS_AT;
         self.area.read(at, &mut status);
         Ok((slot, Status::parse(status[0])))
     }
 
-    fn want_no_calls(&self) {
-        if self.event_idx {
-            // Just passed, so not passed again for 65,536 completions.
-            self.ring.set_used_event(self.last_used.wrapping_sub(1));
-        }
-    }
-
     fn lay_out(&self, slot: u16, op: Op) {
         let place = self.area_addr + u64::from(slot) * SLOT_BYTES as u64;
-        let mut index = self.slots[usize::from(slot)].head;
+        let mut index = self.ring.head(slot);
         let mut put = |addr, len, flags| {
             let next = if flags & DESC_NEXT == 0 { 0 } else { index + 1 };
             let desc = Desc {
@@ -238,7 +158,7 @@ impl ExpressQueue {
                 flags,
                 next,
             };
-            self.ring.write_desc(index, desc);
+            self.ring.ring.write_desc(index, desc);
             index += 1;
         };
         put(place, 16, DESC_NEXT);

@@ -65,12 +65,12 @@ impl RxQueue {
         let shape = options.shape();
         let mut slots = Slots::new(device, queue, features, shape)?;
         let blank = vec![0; shape.bytes as usize];
-        for slot in 0..slots.count() {
+        for slot in 0..slots.ring.count() {
             // Touched now, so that no page is taken under load.
             slots.write(slot, 0, &blank);
-            slots.put(slot);
+            slots.ring.put(slot);
         }
-        slots.commit()?;
+        slots.ring.commit()?;
         Ok(Self {
             slots,
             buffer_bytes: shape.bytes as usize,
@@ -87,7 +87,7 @@ impl RxQueue {
         most: usize,
         mut see: impl FnMut(&Frame<'_>),
     ) -> Result<usize, QueueError> {
-        let mut ready = self.slots.ready()?;
+        let mut ready = self.slots.ring.ready()?;
         let mut frames = 0;
         while ready > 0 && frames < most {
             let Some((buffers, bytes)) = self.next_frame(ready)? else {
@@ -99,13 +99,13 @@ impl RxQueue {
                 bytes: bytes.saturating_sub(HEADER_BYTES),
             });
             for _ in 0..buffers {
-                let (slot, _) = self.slots.take()?;
-                self.slots.put(slot);
+                let (slot, _) = self.slots.ring.take()?;
+                self.slots.ring.put(slot);
             }
             ready -= buffers;
             frames += 1;
         }
-        self.slots.commit()?;
+        self.slots.ring.commit()?;
         Ok(frames)
     }
 
@@ -135,7 +135,7 @@ impl RxQueue {
     /// Notes a buffer of the next frame; returns its bytes.
     #[inline]
     fn part(&mut self, ahead: u16) -> Result<usize, QueueError> {
-        let (slot, written) = self.slots.peek(ahead)?;
+        let (slot, written) = self.slots.ring.peek(ahead)?;
         let (bytes, room) = (written as usize, self.buffer_bytes);
         if bytes > room {
             return Err(QueueError::Overrun { written, room });

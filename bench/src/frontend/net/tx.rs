@@ -52,19 +52,19 @@ impl TxQueue {
         frame: &[u8],
     ) -> Result<Self, QueueError> {
         let slots = Slots::new(device, queue, features, options.shape())?;
-        for slot in 0..slots.count() {
+        for slot in 0..slots.ring.count() {
             slots.write(slot, 0, header);
             slots.write(slot, HEADER_BYTES, frame);
         }
         Ok(Self {
-            free: (0..slots.count()).collect(),
+            free: (0..slots.ring.count()).collect(),
             slots,
         })
     }
 
     /// Most frames in flight.
     pub fn slots(&self) -> usize {
-        usize::from(self.slots.count())
+        usize::from(self.slots.ring.count())
     }
 
     /// How many frames can be put now, with nothing taken back.
@@ -74,14 +74,14 @@ impl TxQueue {
 
     /// Frames put and not yet reclaimed.
     pub fn in_flight(&self) -> u16 {
-        self.slots.in_flight()
+        self.slots.ring.in_flight()
     }
 
     /// Takes back what the device has sent; returns how many frames can be put now.
     #[inline]
     pub fn reclaim(&mut self) -> Result<usize, QueueError> {
-        for _ in 0..self.slots.ready()? {
-            let (slot, _) = self.slots.take()?;
+        for _ in 0..self.slots.ring.ready()? {
+            let (slot, _) = self.slots.ring.take()?;
             self.free.push_back(slot);
         }
         Ok(self.free.len())
@@ -98,14 +98,14 @@ impl TxQueue {
             slots: &self.slots,
             slot,
         });
-        self.slots.put(slot);
+        self.slots.ring.put(slot);
         true
     }
 
     /// Publishes what was put and kicks if the device wants it.
     #[inline]
     pub fn commit(&mut self) -> Result<(), QueueError> {
-        self.slots.commit()
+        self.slots.ring.commit()
     }
 }
 
