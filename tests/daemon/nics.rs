@@ -32,6 +32,19 @@ fn plan(tx: &Path, rx: &Path) -> NetPlan {
     }
 }
 
+/// Frames that are to be cut, as many as their buffers allow.
+fn long(plan: NetPlan) -> NetPlan {
+    NetPlan {
+        bytes: 30_000,
+        tso: true,
+        // Each takes eight buffers.
+        rate_pps: Some(3000),
+        queue_size: 1024,
+        burst: 8,
+        ..plan
+    }
+}
+
 /// A daemon with two NICs on a switch.
 struct Lan {
     host: Host,
@@ -97,16 +110,7 @@ fn frames_cross_a_switch_whole_and_in_order() {
         })
         .unwrap(),
     );
-    let long = NetPlan {
-        bytes: 30_000,
-        tso: true,
-        // Each takes eight buffers.
-        rate_pps: Some(3000),
-        queue_size: 1024,
-        burst: 8,
-        ..lan.plan()
-    };
-    clean(&run(&long).unwrap());
+    clean(&run(&long(lan.plan())).unwrap());
     let nic = lan.nic(0);
     assert!(nic["rx_frames"].as_u64() > Some(20_000), "{nic}");
     assert_eq!(nic["dropped"]["malformed"], 0, "{nic}");
@@ -236,27 +240,12 @@ fn frames_go_by_taps_and_come_by_taps() {
             .unwrap(),
         );
     }
-    let long = NetPlan {
-        bytes: 30_000,
-        tso: true,
-        rate_pps: Some(3000),
-        queue_size: 1024,
-        burst: 8,
-        ..plan
-    };
-    clean(&run(&long).unwrap());
+    clean(&run(&long(plan.clone())).unwrap());
     // Over the same taps a second time, and after they are gone.
     host.run(&["nic", "remove", "x"]).ok();
     host.run(&["nic", "add", "x", "--tap", "t0"]).ok();
     host.ip("link set t0 master br0 up");
-    clean(
-        &run(&NetPlan {
-            tso: false,
-            bytes: 64,
-            ..long
-        })
-        .unwrap(),
-    );
+    clean(&run(&plan).unwrap());
     host.ip("link delete t1");
     eventually("the daemon goes on", || {
         host.run(&["nic", "list"]).ok()["nics"]

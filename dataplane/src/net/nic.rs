@@ -72,6 +72,14 @@ impl BridgeHandle {
         answer.recv().map_err(|_| LifecycleError::Gone)
     }
 
+    /// Does something to the bridge on its worker, and waits until it is done.
+    fn tell(&self, task: impl FnOnce(&mut Bridge) + Send + 'static) -> Result<(), LifecycleError> {
+        self.ask(move |bridge, _, _, reply| {
+            task(bridge);
+            let _ = reply.send(());
+        })
+    }
+
     fn add(
         self: &Arc<Self>,
         port: Port,
@@ -120,19 +128,15 @@ impl NicPort {
     /// Gives the worker the queue that the guest of pair `queue` sends by.
     pub fn start_tx(&self, queue: u16, tx: Box<dyn TxQueue>) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.start_tx(port, queue, tx);
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.start_tx(port, queue, tx))
     }
 
     /// Gives it the one that the guest receives by.
     pub fn start_rx(&self, queue: u16, rx: Box<dyn RxQueue>) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.start_rx(port, queue, rx);
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.start_rx(port, queue, rx))
     }
 
     /// Takes it back, drained.
@@ -157,10 +161,8 @@ impl NicPort {
         task: impl FnOnce(&mut dyn FrameQueue) + Send + 'static,
     ) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.with_tx(port, queue, |tx| task(tx));
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.with_tx(port, queue, |tx| task(tx)))
     }
 
     /// Changes a queue that runs.
@@ -170,10 +172,8 @@ impl NicPort {
         task: impl FnOnce(&mut dyn FrameQueue) + Send + 'static,
     ) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.with_rx(port, queue, |rx| task(rx));
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.with_rx(port, queue, |rx| task(rx)))
     }
 
     /// Keeps frames for the guest while its queues stand still, or gives out what was kept and does so
@@ -188,28 +188,22 @@ impl NicPort {
     /// Changes the one address that its guest may send from.
     pub fn set_guard(&self, guard: Option<Mac>) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.set_guard(port, guard);
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.set_guard(port, guard))
     }
 
     /// Changes how much its guest may send.
     pub fn set_limit(&self, limit: Option<RateLimit>) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.set_limit(port, limit);
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.set_limit(port, limit))
     }
 
     /// Changes what a tap leaves unfinished.
     pub fn set_offloads(&self, offloads: Offloads) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.ask(move |bridge, _, _, reply| {
-            bridge.set_tap_offloads(port, offloads);
-            let _ = reply.send(());
-        })
+        self.bridge
+            .tell(move |bridge| bridge.set_tap_offloads(port, offloads))
     }
 }
 
