@@ -8,6 +8,7 @@ mod peers;
 mod scale;
 mod size;
 mod stock;
+mod talk;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,9 @@ enum Command {
     Device(device::Args),
     /// Frames through any vhost-user-net server, sent at one port and judged at another
     Net(net::Args),
+    /// Verified traffic between two hosts through their kernels' sockets
+    #[command(subcommand)]
+    Talk(talk::Command),
     /// Ferry beside its peers, in one table of ratios
     Peers(peers::Args),
     /// What idle disks cost, what waking up costs, and what a second worker brings
@@ -47,6 +51,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Blk(args) => blk::run(args),
         Command::Device(args) => device::run(args),
         Command::Net(args) => net::run(args),
+        Command::Talk(command) => talk::run(command),
         Command::Peers(args) => peers::run(&args),
         Command::Scale(args) => scale::run(args),
         Command::Stock(args) => stock::run(&args),

@@ -1,6 +1,7 @@
 //! What can go wrong in a run.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +57,24 @@ pub enum BenchError {
         peer: String,
         /// What it said last.
         said: String,
+    },
+    /// The other end of a talk cannot be reached, or was lost while it was set up.
+    #[error("cannot talk to {to}: {source}; does ferry-bench talk serve run there?")]
+    Unreachable {
+        /// Where it should be.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An address cannot be listened at.
+    #[error(
+        "cannot listen at {at}: {source}; choose an address of this host and a port nobody has"
+    )]
+    Bind {
+        /// The address.
+        at: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Ctrl-C.
     #[error("interrupted")]

@@ -13,6 +13,7 @@
 //!   block device or file.
 //! - [`net`]: frames through a vhost-user-net server, sent at one port and judged
 //!   at another.
+//! - [`talk`]: verified traffic between two hosts through their kernels' sockets.
 //! - [`draw`]: the blocks of a load that is not verified.
 //! - [`churn`]: devices attached, used and detached again and again at a daemon.
 
@@ -30,4 +31,5 @@ pub mod spread;
 pub mod stamp;
 pub mod stock;
 pub mod sys;
+pub mod talk;
 pub mod verify;
