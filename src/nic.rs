@@ -105,6 +105,8 @@ impl NicConfig {
     pub fn options(&self, mac: Mac) -> NetOptions {
         NetOptions {
             mac: Some(mac.0),
+            // Frames from another are dropped.
+            fixed_mac: !self.any_source,
             mtu: Some(self.mtu),
             link: None,
             status: true,

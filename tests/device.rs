@@ -23,6 +23,10 @@ mod log;
 mod messages;
 #[path = "device/mirror.rs"]
 mod mirror;
+#[path = "device/nic_control.rs"]
+mod nic_control;
+#[path = "device/nic_rig.rs"]
+mod nic_rig;
 #[path = "device/pinned.rs"]
 mod pinned;
 #[path = "device/places.rs"]

@@ -121,6 +121,15 @@ pub const TAP_BATCH: u16 = 64;
 /// Frames on their way to a tap.
 pub const TAP_WRITES: u16 = 256;
 
+/// Commands of a NIC's control queue in [`CONTROL_WINDOW`]; more wait for the next.
+pub const CONTROL_COMMANDS: u32 = 64;
+
+/// How long a window of control commands is.
+pub const CONTROL_WINDOW: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Longest data of a control command, in bytes: tables of ten thousand addresses.
+pub const CONTROL_DATA_BYTES: usize = 64 << 10;
+
 /// Frames that are kept for a guest whose queues stand still.
 pub const CAPTURE_FRAMES: usize = 512;
 

@@ -29,6 +29,7 @@ pub mod bridge;
 mod checksum;
 pub mod counters;
 pub mod features;
+pub mod filter;
 pub mod frame;
 mod gso;
 pub mod header;

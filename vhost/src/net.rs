@@ -3,7 +3,6 @@
 pub mod config;
 pub mod control;
 pub mod device;
-pub mod filter;
 pub mod queue;
 
 /// An Ethernet address.

@@ -15,7 +15,7 @@ mod chain;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
@@ -485,6 +485,15 @@ impl Vring {
     /// The kick, to be watched.
     pub fn kick_fd(&self) -> Option<RawFd> {
         self.setup.kick.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The kick once more, for a thread that waits for it by itself.
+    pub fn kick_copy(&self) -> std::io::Result<Option<OwnedFd>> {
+        let copy = |kick: &EventFd| {
+            // SAFETY: the descriptor is the ring's, and open as long as that is borrowed.
+            unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) }.try_clone_to_owned()
+        };
+        self.setup.kick.as_ref().map(copy).transpose()
     }
 
     /// Clears the kick.

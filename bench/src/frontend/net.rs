@@ -33,6 +33,8 @@ pub mod feature {
     pub const HOST_TSO4: u64 = 1 << vn::VIRTIO_NET_F_HOST_TSO4;
     /// A frame may arrive in several buffers.
     pub const MRG_RXBUF: u64 = 1 << vn::VIRTIO_NET_F_MRG_RXBUF;
+    /// The driver asks for things by a queue of its own.
+    pub const CTRL_VQ: u64 = 1 << vn::VIRTIO_NET_F_CTRL_VQ;
     /// More than one pair of queues.
     pub const MQ: u64 = 1 << vn::VIRTIO_NET_F_MQ;
 }

@@ -197,7 +197,7 @@ impl Vmm {
     }
 
     /// Most rings: the lesser of what the server and the configuration say. Of a
-    /// NIC both speak of pairs.
+    /// NIC both speak of pairs; its control queue comes after them.
     pub fn queues_max(&self) -> u16 {
         match self.options.kind {
             DeviceKind::Blk if self.acked & feature::MQ == 0 => 1,
@@ -206,7 +206,9 @@ impl Vmm {
                 let config = self.net_config().and_then(|c| c.pairs_max);
                 let pairs = self.queues_told.min(config.unwrap_or(u16::MAX)).max(1);
                 let several = self.acked & net::feature::MQ != 0;
-                if several { pairs.saturating_mul(2) } else { 2 }
+                let control = self.acked & net::feature::CTRL_VQ != 0;
+                let rings = if several { pairs.saturating_mul(2) } else { 2 };
+                rings.saturating_add(control.into())
             }
         }
     }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use super::counters::{Cause, PortCounters};
+use super::filter::Gate;
 use super::frame::Mac;
 use super::header::{FRAME_BYTES_MAX, HEAD_BYTES, HEADER_BYTES};
 use super::limit::Bucket;
@@ -125,6 +126,8 @@ pub(crate) struct Port {
     counters: Arc<PortCounters>,
     /// The one address that its guest may send from.
     guard: Option<Mac>,
+    /// What passes, unless everything does.
+    gate: Option<Box<Gate>>,
     limit: Option<Bucket>,
     /// Bytes behind the Ethernet header that its guest may send.
     mtu: u16,
@@ -174,6 +177,7 @@ impl Port {
             end,
             counters,
             guard,
+            gate: None,
             limit: None,
             mtu,
             path: Path::default(),

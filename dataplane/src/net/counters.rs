@@ -19,11 +19,13 @@ pub enum Cause {
     Limited,
     /// It is longer than the port, or its buffers, can take.
     TooLarge,
-    /// The receiver's link is down.
+    /// The link is down, or nobody is there to receive.
     NoLink,
+    /// The receiver has asked not to be given such.
+    Filtered,
 }
 
-const CAUSES: usize = 6;
+const CAUSES: usize = 7;
 
 impl From<FrameError> for Cause {
     fn from(error: FrameError) -> Cause {
@@ -44,6 +46,7 @@ pub struct PortCounters {
     tx_bytes: AtomicU64,
     dropped: [AtomicU64; CAUSES],
     capture_lost: AtomicU64,
+    broken_queues: AtomicU64,
 }
 
 /// A reading of [`PortCounters`], or a sum of several.
@@ -69,8 +72,12 @@ pub struct PortTotals {
     pub too_large: u64,
     /// Frames dropped as [`Cause::NoLink`].
     pub no_link: u64,
+    /// Frames kept from the guest as [`Cause::Filtered`]: it asked for that.
+    pub filtered: u64,
     /// Frames that a capture missed, because it was full. They were not dropped.
     pub capture_lost: u64,
+    /// Queues that broke their rules, and are not served until they are started anew.
+    pub broken_queues: u64,
 }
 
 impl PortCounters {
@@ -96,6 +103,11 @@ impl PortCounters {
         add(&self.capture_lost, frames);
     }
 
+    /// A queue broke its rules.
+    pub fn queue_broke(&self) {
+        add(&self.broken_queues, 1);
+    }
+
     /// Adds this set's counts to `totals`.
     pub fn add_to(&self, totals: &mut PortTotals) {
         let dropped = |cause: Cause| self.dropped[cause as usize].load(Ordering::Relaxed);
@@ -109,6 +121,8 @@ impl PortCounters {
         totals.limited += dropped(Cause::Limited);
         totals.too_large += dropped(Cause::TooLarge);
         totals.no_link += dropped(Cause::NoLink);
+        totals.filtered += dropped(Cause::Filtered);
+        totals.broken_queues += self.broken_queues.load(Ordering::Relaxed);
         totals.capture_lost += self.capture_lost.load(Ordering::Relaxed);
     }
 

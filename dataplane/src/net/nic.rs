@@ -8,6 +8,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::bridge::{Bridge, Captured, Kind, Port};
 use super::counters::PortCounters;
 use super::features::Offloads;
+use super::filter::Gate;
 use super::frame::Mac;
 use super::limit::RateLimit;
 use super::queue::{FrameQueue, RxQueue, TxQueue};
@@ -190,6 +191,12 @@ impl NicPort {
         let port = self.port;
         self.bridge
             .tell(move |bridge| bridge.set_guard(port, guard))
+    }
+
+    /// Changes what passes.
+    pub fn set_gate(&self, gate: Gate) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.set_gate(port, gate))
     }
 
     /// Changes how much its guest may send.

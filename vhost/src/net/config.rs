@@ -145,6 +145,8 @@ pub struct Link {
 pub struct NetOptions {
     /// Its address; without one the guest makes one up.
     pub mac: Option<Mac>,
+    /// Its guest is refused another address.
+    pub fixed_mac: bool,
     /// Longest packet in bytes, without the Ethernet header.
     pub mtu: Option<u16>,
     /// Speed and duplex.

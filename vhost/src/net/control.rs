@@ -3,10 +3,16 @@
 //! A command is a class, a command within it, and data; all three are the guest's. What was not
 //! negotiated, is not known, or has data of another length than it should, changes nothing, is
 //! answered with an error, and is counted.
+//!
+//! [`ring`] serves the queue, and [`standing`] has a bridge do what was set.
+
+use ferry_dataplane::net::filter::{Filter, MacTable, RxMode, VLAN_IDS, Vlans};
 
 use super::Mac;
 use super::config::{QUEUE_PAIRS_MAX, feature, may_be_a_nics};
-use super::filter::{Filter, MacTable, RxMode, Vlans};
+
+pub(super) mod ring;
+pub(super) mod standing;
 
 const CLASS_RX: u8 = 0;
 const CLASS_MAC: u8 = 1;
@@ -58,10 +64,44 @@ impl Ack {
 pub struct ControlState {
     features: u64,
     filter: Filter,
+    /// The one address that the guest may set.
+    fixed_mac: Option<Mac>,
     pairs: u16,
     pairs_max: u16,
     announcing: bool,
     refused: u64,
+}
+
+/// What a driver has set by the control queue, as plain values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// The NIC's address.
+    pub mac: Mac,
+    /// What passes by its sort.
+    pub mode: RxMode,
+    /// What passes besides the NIC's own address.
+    pub unicast: MacTable,
+    /// The groups that pass.
+    pub multicast: MacTable,
+    /// VLAN 64 w + b passes if bit b of word w is set; `None` for a driver that cannot say.
+    pub vlans: Option<[u64; VLAN_IDS as usize / 64]>,
+    /// Queue pairs in use.
+    pub pairs: u16,
+    /// The guest is asked to announce itself.
+    pub announcing: bool,
+}
+
+/// Settings that this NIC cannot have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// An address that nobody has, or that its guest may not have.
+    #[error(
+        "the guest has set an address that this NIC may not have; allow it any source here too"
+    )]
+    Mac,
+    /// None, or more than there are.
+    #[error("{0} queue pairs are in use, and this NIC has {1}; give it as many")]
+    Pairs(u16, u16),
 }
 
 impl ControlState {
@@ -84,11 +124,25 @@ impl ControlState {
                 multicast: MacTable::default(),
                 vlans: filters_vlans.then(Vlans::default),
             },
+            fixed_mac: None,
             pairs: 1,
             pairs_max: pairs_max.clamp(1, QUEUE_PAIRS_MAX),
             announcing: false,
             refused: 0,
         }
+    }
+
+    /// Refuses every address but the one that the NIC has: a guest that is held to it would send into
+    /// the void from another.
+    #[must_use]
+    pub fn keeping_its_mac(mut self) -> ControlState {
+        self.fixed_mac = Some(self.filter.mac);
+        self
+    }
+
+    /// The features that were negotiated.
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     /// What the guest receives.
@@ -143,10 +197,59 @@ impl ControlState {
         match done {
             Some(()) => Ack::Ok,
             None => {
-                self.refused = self.refused.saturating_add(1);
+                self.refuse();
                 Ack::Err
             }
         }
+    }
+
+    /// Counts something that is no command at all.
+    pub fn refuse(&mut self) {
+        self.refused = self.refused.saturating_add(1);
+    }
+
+    /// All that was set, to be kept or sent.
+    pub fn settings(&self) -> ControlSettings {
+        let Filter {
+            mac,
+            mode,
+            unicast,
+            multicast,
+            vlans,
+        } = self.filter.clone();
+        ControlSettings {
+            mac,
+            mode,
+            unicast,
+            multicast,
+            vlans: vlans.as_ref().map(Vlans::words),
+            pairs: self.pairs,
+            announcing: self.announcing,
+        }
+    }
+
+    /// Takes over what another device was told. It comes from outside: what this one could not have been
+    /// told is refused, and changes nothing.
+    pub fn take_over(&mut self, settings: ControlSettings) -> Result<(), SettingsError> {
+        let fixed = self.fixed_mac.is_some_and(|own| own != settings.mac);
+        if fixed || !may_be_a_nics(settings.mac) {
+            return Err(SettingsError::Mac);
+        }
+        if !(1..=self.pairs_max).contains(&settings.pairs) {
+            return Err(SettingsError::Pairs(settings.pairs, self.pairs_max));
+        }
+        // A driver that did not ask for a filter of VLANs gets them all.
+        let vlans = self.has(feature::CTRL_VLAN);
+        self.filter = Filter {
+            mac: settings.mac,
+            mode: settings.mode,
+            unicast: settings.unicast,
+            multicast: settings.multicast,
+            vlans: vlans.then(|| settings.vlans.map(Vlans::of).unwrap_or_default()),
+        };
+        self.pairs = settings.pairs;
+        self.announcing = settings.announcing && self.has(feature::GUEST_ANNOUNCE);
+        Ok(())
     }
 
     fn has(&self, feature: u64) -> bool {
@@ -197,7 +300,7 @@ impl ControlState {
     fn set_mac(&mut self, data: &[u8]) -> Option<()> {
         self.needs(feature::CTRL_MAC_ADDR)?;
         let mac = Mac::try_from(data).ok()?;
-        if !may_be_a_nics(mac) {
+        if !may_be_a_nics(mac) || self.fixed_mac.is_some_and(|own| own != mac) {
             return None;
         }
         self.filter.mac = mac;

@@ -5,16 +5,24 @@
 //!   ring 1, 3, 5, ...   it sends
 //!   ring 2n             control, where a front-end passes it on
 //! ```
+//!
+//! That a front-end has the control queue served here is not negotiated: it starts that ring, or keeps it
+//! to itself as QEMU does. For one that keeps it nothing is filtered here, whatever was negotiated.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ferry_dataplane::lifecycle::LifecycleError;
 use ferry_dataplane::net::features::Offloads;
 use ferry_dataplane::net::nic::NicPort;
 use ferry_dataplane::net::queue::FrameQueue;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
-use super::config::{self, NetOptions, NetOptionsError, Now, feature};
+use super::config::{self, NetOptions, NetOptionsError, feature};
+use super::control::ring::ControlRing;
+use super::control::standing::Standing;
+use super::control::{ControlSettings, SettingsError};
 use super::queue::{NetRing, Rules, RxVring, TxVring};
 use crate::device::{self, Device, Kind, PROTOCOL_FEATURES, Refusal, State};
 use crate::vring::Vring;
@@ -26,6 +34,16 @@ pub enum Attachment {
     Switch(NicPort),
     /// Each pair by a wire of its own to a queue of a tap.
     Wires(Vec<Wire>),
+}
+
+impl Attachment {
+    /// The guest's side of the bridge.
+    pub fn guests(&self) -> Vec<&NicPort> {
+        match self {
+            Attachment::Switch(port) => vec![port],
+            Attachment::Wires(wires) => wires.iter().map(|wire| &wire.guest).collect(),
+        }
+    }
 }
 
 /// The two ends of a wire.
@@ -44,7 +62,11 @@ pub type NetDevice = Device<Net>;
 pub struct Net {
     name: Arc<str>,
     options: NetOptions,
-    attachment: Attachment,
+    attachment: Arc<Attachment>,
+    standing: Arc<Standing>,
+    /// Which ring is the control queue.
+    control_at: AtomicUsize,
+    control: Mutex<Option<ControlRing>>,
 }
 
 /// Which way a ring goes.
@@ -53,6 +75,8 @@ enum Way {
     Rx(u16),
     Tx(u16),
     Control,
+    /// Behind the control queue of a driver that knows of fewer pairs.
+    Nowhere,
 }
 
 impl NetDevice {
@@ -63,8 +87,12 @@ impl NetDevice {
         attachment: Attachment,
     ) -> Result<Arc<NetDevice>, NetOptionsError> {
         options.check()?;
+        let attachment = Arc::new(attachment);
         let kind = Net {
             name: name.into(),
+            standing: Arc::new(Standing::new(&options, attachment.clone())),
+            control_at: AtomicUsize::new(2 * usize::from(options.queue_pairs)),
+            control: Mutex::new(None),
             options,
             attachment,
         };
@@ -78,10 +106,54 @@ impl NetDevice {
 
     /// Its guest's side of the bridge.
     pub fn ports(&self) -> Vec<&NicPort> {
-        match &self.kind.attachment {
-            Attachment::Switch(port) => vec![port],
-            Attachment::Wires(wires) => wires.iter().map(|wire| &wire.guest).collect(),
+        self.kind.attachment.guests()
+    }
+
+    /// Whether frames come and go.
+    pub fn link_is_up(&self) -> bool {
+        self.kind.standing.link_is_up()
+    }
+
+    /// Lets frames come and go, or none. The guest is told, if it wants to know.
+    pub fn set_link(&self, up: bool) -> Result<(), LifecycleError> {
+        if self.kind.standing.set_link(up)? {
+            let state = self.state();
+            if state.has(feature::STATUS) {
+                self.tell_config_changed(&state);
+            }
         }
+        Ok(())
+    }
+
+    /// Asks the guest to announce itself to its network. False when it cannot be asked: its driver does
+    /// not know how, or its VMM keeps the control queue and asks by itself.
+    pub fn announce(&self) -> bool {
+        let asked = self.kind.standing.announce();
+        if asked {
+            self.tell_config_changed(&self.state());
+        }
+        asked
+    }
+
+    /// Commands of the control queue that were refused.
+    pub fn refused_commands(&self) -> u64 {
+        self.kind.standing.refused()
+    }
+
+    /// What the guest, or the last one, has set by the control queue, and the features it did so with.
+    /// `None` if its VMM keeps that queue.
+    pub fn control_settings(&self) -> Option<(u64, ControlSettings)> {
+        self.kind.standing.settings()
+    }
+
+    /// Takes over what a guest has set elsewhere that comes here with these features, before its control
+    /// queue starts.
+    pub fn take_over_settings(
+        &self,
+        features: u64,
+        settings: ControlSettings,
+    ) -> Result<(), SettingsError> {
+        self.kind.standing.take_over(features, settings)
     }
 }
 
@@ -89,15 +161,29 @@ impl Net {
     fn way(&self, at: usize) -> Way {
         let pair = u16::try_from(at / 2).unwrap_or(u16::MAX);
         match at % 2 {
-            _ if pair >= self.options.queue_pairs => Way::Control,
+            _ if at == self.control_at.load(Ordering::Relaxed) => Way::Control,
+            _ if pair >= self.options.queue_pairs => Way::Nowhere,
             0 => Way::Rx(pair),
             _ => Way::Tx(pair),
         }
     }
 
+    fn control(&self) -> MutexGuard<'_, Option<ControlRing>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The control queue is behind the pairs that the driver knows of: one, without MQ (section 5.1.2).
+    fn place_control(&self, features: u64) {
+        let has = |bit: u64| features & bit != 0;
+        let one = has(feature::CTRL_VQ) && !has(feature::MQ);
+        let pairs = if one { 1 } else { self.options.queue_pairs };
+        self.control_at
+            .store(2 * usize::from(pairs), Ordering::Relaxed);
+    }
+
     /// The port of a pair, and which queue of it that is.
     fn port(&self, pair: u16) -> (&NicPort, u16) {
-        match &self.attachment {
+        match &*self.attachment {
             Attachment::Switch(port) => (port, pair),
             Attachment::Wires(wires) => (&wires[usize::from(pair)].guest, 0),
         }
@@ -117,7 +203,7 @@ impl Net {
 
     /// A tap on a wire leaves unfinished what the guest takes so.
     fn set_tap_offloads(&self, takes: Offloads) -> Result<(), Refusal> {
-        if let Attachment::Wires(wires) = &self.attachment {
+        if let Attachment::Wires(wires) = &*self.attachment {
             for wire in wires {
                 wire.tap.set_offloads(takes)?;
             }
@@ -145,7 +231,7 @@ impl Net {
                 let (port, queue) = self.port(pair);
                 port.with_tx(queue, changed)?;
             }
-            Way::Control => {}
+            Way::Control | Way::Nowhere => {}
         }
         Ok(())
     }
@@ -175,12 +261,7 @@ impl Kind for Net {
     }
 
     fn config(&self, _state: &State<Net>) -> Vec<u8> {
-        let now = Now {
-            mac: self.options.mac.unwrap_or_default(),
-            link_up: true,
-            announce: false,
-        };
-        config::space(&self.options, now).to_vec()
+        config::space(&self.options, self.standing.now()).to_vec()
     }
 
     fn start(
@@ -203,9 +284,19 @@ impl Kind for Net {
                 port.start_tx(queue, Box::new(TxVring::new(name, ring, rules)))?;
             }
             Way::Control => {
-                return Err(Refusal::invalid(
-                    "the control queue is not served here; keep it in the VMM",
-                ));
+                self.standing.driven(ring.next_avail())?;
+                let served = ControlRing::start(name, ring, self.standing.clone());
+                *self.control() = Some(served.map_err(|error| {
+                    Refusal::invalid(format_args!(
+                        "the control queue cannot be served: {error}; raise the limits of threads and of \
+                         open files (TasksMax, LimitNOFILE)"
+                    ))
+                })?);
+            }
+            Way::Nowhere => {
+                return Err(Refusal::invalid(format_args!(
+                    "queue {at} is none of this driver's: without MQ it has one pair and a control queue"
+                )));
             }
         }
         Ok(())
@@ -222,7 +313,11 @@ impl Kind for Net {
                 let (port, queue) = self.port(pair);
                 ring_of::<TxVring>(port.stop_tx(queue)?)
             }
-            Way::Control => None,
+            Way::Control => {
+                let served = self.control().take();
+                served.and_then(ControlRing::stop)
+            }
+            Way::Nowhere => None,
         };
         Ok(ring)
     }
@@ -235,24 +330,46 @@ impl Kind for Net {
         match self.way(at) {
             Way::Rx(_) => self.on_running(at, |queue: &mut RxVring| task(queue.ring_mut())),
             Way::Tx(_) => self.on_running(at, |queue: &mut TxVring| task(queue.ring_mut())),
-            Way::Control => Ok(()),
+            Way::Control => {
+                if let Some(served) = &*self.control() {
+                    served.with(task);
+                }
+                Ok(())
+            }
+            Way::Nowhere => Ok(()),
         }
     }
 
     fn features_changed(&self, state: &State<Net>) -> Result<(), Refusal> {
+        if state.running().next().is_none() {
+            self.place_control(state.features);
+        }
+        let runs = self.control().is_some();
+        self.standing.negotiated(state.features, runs)?;
         let rules = Net::rules(state);
         for at in state.running() {
             match self.way(at) {
                 Way::Rx(_) => self.on_running(at, move |it: &mut RxVring| it.set_rules(rules))?,
                 Way::Tx(_) => self.on_running(at, move |it: &mut TxVring| it.set_rules(rules))?,
-                Way::Control => {}
+                Way::Control | Way::Nowhere => {}
             }
         }
         self.set_tap_offloads(rules.takes)
     }
 
+    fn reset(&self, _state: &mut State<Net>) {
+        self.place_control(0);
+        if let Err(error) = self.standing.reset() {
+            tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
+        }
+    }
+
     /// What came for a guest that is gone is for nobody.
     fn disconnected(&self, _state: &mut State<Net>) {
+        self.place_control(0);
+        if let Err(error) = self.standing.left() {
+            tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
+        }
         for pair in 0..self.options.queue_pairs {
             let (port, _) = self.port(pair);
             if let Err(error) = port.capture(false) {

@@ -143,6 +143,7 @@ impl Bridge {
             Fetched::Empty => None,
             Fetched::Broken => {
                 place.broken = true;
+                port.counters.queue_broke();
                 None
             }
         }
@@ -180,6 +181,10 @@ impl Bridge {
         };
         if there.guard.is_some_and(|own| own != addresses.source) {
             there.counters.dropped(Cause::Spoofed, 1);
+            return Sent::Done;
+        }
+        if there.gate.as_ref().is_some_and(|gate| !gate.link_up) {
+            there.counters.dropped(Cause::NoLink, 1);
             return Sent::Done;
         }
         there.counters.sent(1, taken.len as u64);
@@ -306,7 +311,17 @@ impl Bridge {
         let End::Guest(guest) = &mut there.end else {
             return;
         };
-        let running = guest.rx.iter().flatten().filter(|it| !it.broken).count();
+        let mut used = usize::MAX;
+        if let Some(gate) = &there.gate {
+            if let Err(cause) = gate.admit(&frame.bytes) {
+                there.counters.dropped(cause, 1);
+                return;
+            }
+            used = gate.rx_queues.into();
+        }
+        let used = used.min(guest.rx.len());
+        let rx = &mut guest.rx[..used];
+        let running = rx.iter().flatten().filter(|it| !it.broken).count();
         // Behind those that wait already, so that none overtakes another.
         if running == 0 || !guest.captured.is_empty() {
             if !guest.capture {
@@ -328,7 +343,7 @@ impl Bridge {
             return;
         }
         // The queue that it came from, as the guest at the other end spreads its flows.
-        let mut queues = guest.rx.iter_mut().flatten().filter(|it| !it.broken);
+        let mut queues = rx.iter_mut().flatten().filter(|it| !it.broken);
         let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
             return;
         };
@@ -337,7 +352,10 @@ impl Bridge {
             Put::Done => there.counters.received(1, frame.len as u64),
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
             Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
-            Put::Broken => place.broken = true,
+            Put::Broken => {
+                place.broken = true;
+                there.counters.queue_broke();
+            }
         }
         if !place.touched {
             place.touched = true;
@@ -379,6 +397,7 @@ impl Bridge {
                 Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
                 Put::Broken => {
                     place.broken = true;
+                    there.counters.queue_broke();
                     break;
                 }
             }

@@ -6,7 +6,9 @@ use crossbeam_channel::Sender;
 
 use super::{Bridge, End, Kind, Port, TapEnd};
 use crate::buffer::AlignedBuf;
+use crate::net::counters::Cause;
 use crate::net::features::Offloads;
+use crate::net::filter::Gate;
 use crate::net::frame::Mac;
 use crate::net::header::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
 use crate::net::limit::{Bucket, RateLimit};
@@ -97,6 +99,22 @@ impl Bridge {
         if let Some(Some(there)) = self.ports.get_mut(usize::from(port)) {
             there.guard = guard;
         }
+    }
+
+    /// Without a link what was captured is lost as well.
+    pub fn set_gate(&mut self, port: u16, gate: Gate) {
+        let Some(Some(there)) = self.ports.get_mut(usize::from(port)) else {
+            return;
+        };
+        if !gate.link_up
+            && let End::Guest(guest) = &mut there.end
+        {
+            let lost = guest.captured.drain(..).count();
+            guest.captured_bytes = 0;
+            there.counters.dropped(Cause::NoLink, lost as u64);
+        }
+        there.gate = (gate != Gate::OPEN).then(|| Box::new(gate));
+        self.wake(port);
     }
 
     pub fn set_limit(&mut self, port: u16, limit: Option<RateLimit>) {

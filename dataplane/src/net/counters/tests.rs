@@ -12,11 +12,13 @@ fn each_count_has_a_place_of_its_own() {
         (Cause::Limited, 6),
         (Cause::TooLarge, 7),
         (Cause::NoLink, 8),
+        (Cause::Filtered, 10),
     ];
     for (cause, frames) in causes {
         counters.dropped(cause, frames);
     }
     counters.capture_lost(9);
+    counters.queue_broke();
     let expected = PortTotals {
         rx_frames: 1,
         rx_bytes: 100,
@@ -28,7 +30,9 @@ fn each_count_has_a_place_of_its_own() {
         limited: 6,
         too_large: 7,
         no_link: 8,
+        filtered: 10,
         capture_lost: 9,
+        broken_queues: 1,
     };
     assert_eq!(counters.totals(), expected);
 }

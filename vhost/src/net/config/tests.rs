@@ -6,6 +6,7 @@ const MAC_OF_IT: Mac = [0x52, 0x54, 0, 1, 2, 3];
 fn bare() -> NetOptions {
     NetOptions {
         mac: None,
+        fixed_mac: false,
         mtu: None,
         link: None,
         status: false,
@@ -23,6 +24,7 @@ fn bare() -> NetOptions {
 fn full() -> NetOptions {
     NetOptions {
         mac: Some(MAC_OF_IT),
+        fixed_mac: false,
         mtu: Some(9000),
         link: Some(Link {
             speed_mbps: 25_000,

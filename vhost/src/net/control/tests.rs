@@ -1,6 +1,6 @@
+use ferry_dataplane::net::filter::{TABLE_MAX, VLAN_IDS};
 use proptest::prelude::*;
 
-use super::super::filter::{TABLE_MAX, VLAN_IDS};
 use super::*;
 
 const OWN: Mac = [0x52, 0x54, 0, 0, 0, 1];

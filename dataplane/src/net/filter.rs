@@ -4,7 +4,12 @@
 //! Filters are bounded. A table that the guest makes longer than [`TABLE_MAX`] lets everything of its
 //! sort pass, which the specification allows: a filter may let through too much and never too little.
 
-use super::{Mac, is_group};
+use super::counters::Cause;
+use super::frame::{Mac as Address, Start};
+use super::queue::Bytes;
+
+/// An Ethernet address, as on the wire.
+pub type Mac = [u8; 6];
 
 /// Most addresses that a table holds.
 pub const TABLE_MAX: usize = 64;
@@ -42,10 +47,7 @@ impl MacTable {
     /// A table of these; one that overflows when they are more than it holds.
     pub fn new(macs: impl ExactSizeIterator<Item = Mac>) -> MacTable {
         if macs.len() > TABLE_MAX {
-            return MacTable {
-                macs: Vec::new(),
-                overflow: true,
-            };
+            return MacTable::overflowing();
         }
         let mut macs: Vec<Mac> = macs.collect();
         macs.sort_unstable();
@@ -65,6 +67,14 @@ impl MacTable {
         self.overflow
     }
 
+    /// One that overflows: every address passes.
+    pub fn overflowing() -> MacTable {
+        MacTable {
+            macs: Vec::new(),
+            overflow: true,
+        }
+    }
+
     fn admits(&self, mac: Mac) -> bool {
         self.overflow || self.macs.binary_search(&mac).is_ok()
     }
@@ -82,6 +92,16 @@ impl Default for Vlans {
 }
 
 impl Vlans {
+    /// Those whose bits are set: VLAN 64 w + b is bit b of word w.
+    pub fn of(words: [u64; VLAN_IDS as usize / 64]) -> Vlans {
+        Vlans(Box::new(words))
+    }
+
+    /// A bit for each VLAN, as `of` takes them.
+    pub fn words(&self) -> [u64; VLAN_IDS as usize / 64] {
+        *self.0
+    }
+
     /// Lets a VLAN pass, or no longer. False when there is no such id.
     pub fn set(&mut self, id: u16, passes: bool) -> bool {
         let Some(word) = self.0.get_mut(usize::from(id / 64)) else {
@@ -132,7 +152,7 @@ impl Filter {
         if destination == BROADCAST {
             return !self.mode.no_broadcast;
         }
-        if is_group(destination) {
+        if Address(destination).is_multicast() {
             return !self.mode.no_multicast
                 && (self.mode.all_multicast || self.multicast.admits(destination));
         }
@@ -142,3 +162,42 @@ impl Filter {
                 || self.unicast.admits(destination))
     }
 }
+
+/// What a port lets through, where that is not everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// Without a link nothing passes, either way.
+    pub link_up: bool,
+    /// What the guest wants to receive; `None` for everything.
+    pub filter: Option<Filter>,
+    /// Queues that the guest receives by, from the first on.
+    pub rx_queues: u16,
+}
+
+impl Gate {
+    /// Everything passes.
+    pub const OPEN: Gate = Gate {
+        link_up: true,
+        filter: None,
+        rx_queues: u16::MAX,
+    };
+
+    /// Whether a frame may go to the guest, or why not.
+    pub(super) fn admit(&self, bytes: &Bytes<'_>) -> Result<(), Cause> {
+        if !self.link_up {
+            return Err(Cause::NoLink);
+        }
+        let Some(filter) = &self.filter else {
+            return Ok(());
+        };
+        let mut head = [0; START_BYTES];
+        let known = bytes.start(&mut head);
+        match Start::parse(&head[..known]) {
+            Some(start) if filter.admits(start.destination.0, start.vlan) => Ok(()),
+            _ => Err(Cause::Filtered),
+        }
+    }
+}
+
+/// Addresses, two tags, and what is behind them.
+const START_BYTES: usize = 22;
