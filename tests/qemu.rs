@@ -24,6 +24,8 @@ mod pull;
 mod rig;
 #[path = "qemu/shared.rs"]
 mod shared;
+#[path = "qemu/talks.rs"]
+mod talks;
 
 use libtest_mimic::Arguments;
 
@@ -40,6 +42,7 @@ fn main() {
         pull::trials(),
         shared::trials(),
         nic::trials(),
+        talks::trials(),
         kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

@@ -28,7 +28,9 @@ pub struct Daemon<'d> {
     name: String,
     config: PathBuf,
     run_dir: PathBuf,
-    port: u16,
+    address: String,
+    /// What it is started by.
+    by: Vec<String>,
     process: Option<Process>,
     commands: Cell<u32>,
 }
@@ -37,17 +39,31 @@ impl<'d> Daemon<'d> {
     /// Writes a configuration and starts a daemon on it. `qmp` are the
     /// monitors a peer may drive, `extra` is more configuration.
     pub fn spawn(dir: &'d TestDir, name: &str, qmp: &[PathBuf], extra: &str) -> Check<Self> {
+        // Freed before the daemon takes it: a race in theory, and the only way
+        // to know a port that nobody uses.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let address = format!("127.0.0.1:{port}");
+        Self::spawn_at(&address, &[], dir, name, qmp, extra)
+    }
+
+    /// One that listens for its peers at `address`, in the network that `by`
+    /// enters.
+    pub fn spawn_at(
+        address: &str,
+        by: &[String],
+        dir: &'d TestDir,
+        name: &str,
+        qmp: &[PathBuf],
+        extra: &str,
+    ) -> Check<Self> {
         let run_dir = dir.path(format!("{name}.run"));
         let state_dir = dir.path(format!("{name}.state"));
         fs::create_dir_all(&run_dir)?;
         fs::create_dir_all(&state_dir)?;
-        // Freed before the daemon takes it: a race in theory, and the only way
-        // to know a port that nobody uses.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let config = dir.path(format!("{name}.toml"));
         let text = format!(
             "state_dir = {state_dir:?}\nrun_dir = {run_dir:?}\nworkers = 1\n\n\
-             [migration]\nlisten = \"127.0.0.1:{port}\"\nqmp = {qmp:?}\n\n{extra}\n",
+             [migration]\nlisten = {address:?}\nqmp = {qmp:?}\n\n{extra}\n",
         );
         fs::write(&config, text)?;
         let mut daemon = Self {
@@ -55,7 +71,8 @@ impl<'d> Daemon<'d> {
             name: name.to_owned(),
             config,
             run_dir,
-            port,
+            address: address.to_owned(),
+            by: by.to_vec(),
             process: None,
             commands: Cell::new(0),
         };
@@ -67,7 +84,7 @@ impl<'d> Daemon<'d> {
     pub fn start(&mut self) -> Check {
         let config = self.config.display().to_string();
         let arguments = ["daemon", "--config", &config];
-        let mut process = Process::spawn(self.dir, &self.name, ferry(), arguments)?;
+        let mut process = Process::spawn_by(&self.by, self.dir, &self.name, ferry(), arguments)?;
         let control = self.control();
         wait_for(
             &format!("the control socket of {}", self.name),
@@ -88,7 +105,7 @@ impl<'d> Daemon<'d> {
 
     /// Where its peers reach it.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.clone()
     }
 
     /// The process; fails when it is not running.

@@ -33,6 +33,8 @@ pub struct Machine {
     pub second_port: bool,
     /// Its NICs.
     pub nics: Vec<Nic>,
+    /// What QEMU is started by, to be in a network of its own.
+    pub by: Vec<String>,
 }
 
 /// A NIC of a machine.
@@ -54,6 +56,7 @@ impl Default for Machine {
             reconnect_ms: 200,
             second_port: false,
             nics: Vec::new(),
+            by: Vec::new(),
         }
     }
 }
@@ -123,7 +126,7 @@ impl Qemu {
         if start == Start::Incoming {
             arguments.extend(["-incoming".into(), "defer".into(), "-S".into()]);
         }
-        let mut process = Process::spawn(dir, name, &program, &arguments)?;
+        let mut process = Process::spawn_by(&machine.by, dir, name, &program, &arguments)?;
         let qmp = Qmp::connect(name, &qmp_socket, || process.ensure_alive())?;
         process.ensure_alive()?;
         Ok(Self {

@@ -9,6 +9,8 @@
 //!       |----- Guest --- Qemu --- Qmp      commands and states
 //!       |                  `----- Serial   one line in, markers out
 //!       `----- Verifier                    ferry-bench inside the guest
+//!     NetPair --- Segment --- Network      the same with a NIC, in networks
+//!       `----- Talk                        traffic to the guest, verified
 //! ```
 //!
 //! Every wait has a deadline and says what it waited for. Nothing panics on
@@ -21,12 +23,15 @@ pub mod failure;
 pub mod guest;
 pub mod image;
 pub mod link;
+pub mod net_pair;
+pub mod network;
 pub mod pair;
 pub mod process;
 pub mod qmp;
 pub mod serial;
 pub mod serve;
 pub mod storage_daemon;
+pub mod talk;
 pub mod trial;
 pub mod verifier;
 pub mod wait;

@@ -32,10 +32,25 @@ impl Process {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
+        Self::spawn_by(&[], dir, name, program, args)
+    }
+
+    /// The same by another program, with its words, that becomes it.
+    pub fn spawn_by<I, S>(
+        by: &[String],
+        dir: &TestDir,
+        name: &str,
+        program: &Path,
+        args: I,
+    ) -> Check<Self>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
         let log = dir.path(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
         let err = out.try_clone()?;
-        let child = command(program)
+        let child = command(by, program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(out)
@@ -131,12 +146,17 @@ impl Drop for Process {
 }
 
 /// A command whose process dies with the harness where that can be had.
-fn command(program: &Path) -> Command {
-    let Some(setpriv) = find_program("setpriv") else {
-        return Command::new(program);
-    };
-    let mut command = Command::new(setpriv);
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+fn command(by: &[String], program: &Path) -> Command {
+    let mut words: Vec<&OsStr> = by.iter().map(OsStr::new).collect();
+    let setpriv = find_program("setpriv");
+    if let Some(setpriv) = &setpriv {
+        // The last before the program: whoever changes what it may loses the signal.
+        words.push(setpriv.as_os_str());
+        words.extend(["--pdeathsig", "KILL", "--"].map(OsStr::new));
+    }
+    words.push(program.as_os_str());
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     command
 }
 
@@ -175,9 +195,24 @@ impl Running {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
+        Self::spawn_by(&[], dir, name, program, args)
+    }
+
+    /// The same by another program, with its words, that becomes it.
+    pub fn spawn_by<I, S>(
+        by: &[String],
+        dir: &TestDir,
+        name: &str,
+        program: &Path,
+        args: I,
+    ) -> Check<Self>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
         let out = dir.path(format!("{name}.out"));
         let err = dir.path(format!("{name}.err"));
-        let child = command(program)
+        let child = command(by, program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(File::create(&out)?)
@@ -195,6 +230,16 @@ impl Running {
             err,
             started: Instant::now(),
         })
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, signal: &str) -> Check {
+        self.process.signal(signal)
+    }
+
+    /// What it has printed so far on its standard output.
+    pub fn so_far(&self) -> Check<String> {
+        Ok(fs::read_to_string(&self.out)?)
     }
 
     /// The output, if it has ended.

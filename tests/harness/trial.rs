@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
 
+use super::network;
 use super::process::find_program;
 use super::{Check, TestDir};
 
@@ -18,7 +19,15 @@ pub type Test = (&'static str, fn(&TestDir) -> Check);
 /// Makes trials of tests that need QEMU. Where it is missing they are skipped,
 /// each with a line that says so, but for CI, where they fail.
 pub fn with_qemu(tests: &[Test]) -> Vec<Trial> {
-    let missing = missing();
+    unless(missing(), tests)
+}
+
+/// The same for tests that need networks of their own as well.
+pub fn with_networks(tests: &[Test]) -> Vec<Trial> {
+    unless(missing().or_else(network::missing), tests)
+}
+
+fn unless(missing: Option<String>, tests: &[Test]) -> Vec<Trial> {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     tests
         .iter()
@@ -40,11 +49,16 @@ pub fn with_qemu(tests: &[Test]) -> Vec<Trial> {
 
 /// Tests that take long; only `tests/run --long` knows them.
 pub fn long(tests: &[Test]) -> Vec<Trial> {
-    if std::env::var_os("FERRY_LONG").is_some() {
+    if is_long() {
         with_qemu(tests)
     } else {
         Vec::new()
     }
+}
+
+/// Whether the long tests are asked for.
+pub fn is_long() -> bool {
+    std::env::var_os("FERRY_LONG").is_some()
 }
 
 fn missing() -> Option<String> {
