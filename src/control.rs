@@ -176,6 +176,7 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             daemon.resize_disk(&disk.id, disk.bytes)
         }
         "nic.add" => daemon.add_nic(&take(parameters)?),
+        "nic.set" => daemon.set_nic(&take(parameters)?),
         "nic.list" => Ok(daemon.nic_lines()),
         "nic.remove" => daemon.remove_nic(&take::<OneNic>(parameters)?.id),
         "switch.add" => daemon.add_switch(&take(parameters)?),

@@ -51,6 +51,93 @@ pub struct NicConfig {
     pub limit_pps: Option<u64>,
     /// Bits that its guest may send in a second.
     pub limit_bps: Option<u64>,
+    /// Its link is down: nothing passes.
+    #[serde(default)]
+    pub link_down: bool,
+}
+
+/// What `ferry nic set` sends: what is not said stays.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicChange {
+    /// Whose.
+    pub id: Name,
+    /// Frames come and go.
+    pub link_up: Option<bool>,
+    /// Frames that its guest may send in a second.
+    pub limit_pps: Option<Limit>,
+    /// Bits that its guest may send in a second.
+    pub limit_bps: Option<Limit>,
+}
+
+/// So much in a second, or as much as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// As much as it likes.
+    None,
+    /// So much.
+    To(u64),
+}
+
+impl Limit {
+    fn value(self) -> Option<u64> {
+        match self {
+            Limit::None => None,
+            Limit::To(most) => Some(most),
+        }
+    }
+
+    /// The same in units of which each is `unit` of these.
+    #[must_use]
+    pub fn times(self, unit: u64) -> Limit {
+        match self {
+            Limit::None => Limit::None,
+            Limit::To(most) => Limit::To(most.saturating_mul(unit)),
+        }
+    }
+}
+
+impl std::str::FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Limit, String> {
+        match text {
+            "none" => Ok(Limit::None),
+            _ => text
+                .parse()
+                .map(Limit::To)
+                .map_err(|_| "a limit is a whole number, or none".into()),
+        }
+    }
+}
+
+impl NicChange {
+    /// Whether it says anything.
+    pub fn check(&self) -> Done {
+        if self.link_up.is_none() && self.limit_pps.is_none() && self.limit_bps.is_none() {
+            return Err(Failure::Usage(format!(
+                "nic {}: say what to set: --link, --limit-pps or --limit-mbps",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
+    /// The configuration of a NIC that is changed so.
+    pub fn of(&self, config: &NicConfig) -> NicConfig {
+        let mut config = config.clone();
+        if let Some(up) = self.link_up {
+            config.link_down = !up;
+        }
+        if let Some(limit) = self.limit_pps {
+            config.limit_pps = limit.value();
+        }
+        if let Some(limit) = self.limit_bps {
+            config.limit_bps = limit.value();
+        }
+        config
+    }
 }
 
 /// MTU for which nothing else was said.

@@ -25,6 +25,8 @@ mod messages;
 mod mirror;
 #[path = "device/nic_control.rs"]
 mod nic_control;
+#[path = "device/nic_hostile.rs"]
+mod nic_hostile;
 #[path = "device/nic_rig.rs"]
 mod nic_rig;
 #[path = "device/pinned.rs"]

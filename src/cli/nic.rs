@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{cell, show};
 use crate::control::Client;
 use crate::error::Done;
 use crate::name::Name;
-use crate::nic::{NicConfig, SwitchConfig};
+use crate::nic::{Limit, NicChange, NicConfig, SwitchConfig};
 use crate::output;
 
 /// What may be done with NICs.
@@ -47,6 +47,20 @@ pub enum NicCommand {
         #[arg(long, value_name = "N")]
         limit_mbps: Option<u64>,
     },
+    /// Change a NIC while its guest runs.
+    Set {
+        /// Its name.
+        id: Name,
+        /// Whether its link is up. While it is down nothing passes, and its guest is told.
+        #[arg(long, value_enum)]
+        link: Option<Link>,
+        /// Frames that its guest may send in a second, or "none" for as many as it likes.
+        #[arg(long, value_name = "N")]
+        limit_pps: Option<Limit>,
+        /// Bits that its guest may send in a second, in millions, or "none".
+        #[arg(long, value_name = "N")]
+        limit_mbps: Option<Limit>,
+    },
     /// The NICs, and what went through them.
     List,
     /// Let go of a NIC.
@@ -54,6 +68,15 @@ pub enum NicCommand {
         /// Its name.
         id: Name,
     },
+}
+
+/// A NIC's link.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Link {
+    /// Frames come and go.
+    Up,
+    /// Nothing does.
+    Down,
 }
 
 /// What may be done with switches.
@@ -102,6 +125,7 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
                 any_source,
                 limit_pps,
                 limit_bps: limit_mbps.map(|mbps| mbps.saturating_mul(1_000_000)),
+                link_down: false,
             };
             config.check()?;
             let line = client.call("nic.add", serde_json::to_value(&config)?)?;
@@ -113,6 +137,29 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
                     text("socket"),
                     qemu_lines(&text("socket"), &text("mac"), queue_pairs).join(" \\\n  ")
                 )
+            });
+        }
+        NicCommand::Set {
+            id,
+            link,
+            limit_pps,
+            limit_mbps,
+        } => {
+            let change = NicChange {
+                id,
+                link_up: link.map(|link| link == Link::Up),
+                limit_pps,
+                limit_bps: limit_mbps.map(|limit| limit.times(1_000_000)),
+            };
+            change.check()?;
+            let line = client.call("nic.set", serde_json::to_value(&change)?)?;
+            show(&line, |line| match line["lasting"].as_bool() {
+                Some(true) => format!("nic {} is set so, also after a restart", change.id),
+                _ => format!(
+                    "nic {} is set so until the daemon starts again; it is in the daemon's configuration: \
+                     change it there as well",
+                    change.id
+                ),
             });
         }
         NicCommand::List => show(&client.call("nic.list", json!({}))?, table),
@@ -177,6 +224,12 @@ fn table(list: &Value) -> String {
             cell(&nic["mac"]),
             to,
             cell(&nic["attached"]),
+            if nic["link_up"] == false {
+                "down"
+            } else {
+                "up"
+            }
+            .into(),
             cell(&nic["rx_frames"]),
             size(&nic["rx_bytes"]),
             cell(&nic["tx_frames"]),
@@ -186,7 +239,8 @@ fn table(list: &Value) -> String {
         ]
     });
     let header = [
-        "NIC", "MAC", "TO", "ATTACHED", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED", "SOCKET",
+        "NIC", "MAC", "TO", "ATTACHED", "LINK", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED",
+        "SOCKET",
     ];
     output::table(&header, rows.collect())
 }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Daemon, kept};
 use crate::error::{Done, Failure};
 use crate::name::Name;
-use crate::nic::{NicConfig, SwitchConfig};
+use crate::nic::{NicChange, NicConfig, SwitchConfig};
 
 const SOCKET_MODE: u32 = 0o660;
 
@@ -95,6 +95,12 @@ fn switch_port(
         .bridge
         .add_guest(config.queue_pairs, config.mtu, guard);
     Ok(Attachment::Switch(port.map_err(failed("switch", switch))?))
+}
+
+fn unknown(id: &Name) -> Failure {
+    Failure::Failed(format!(
+        "there is no NIC {id} here; ferry nic list names those there are"
+    ))
 }
 
 fn failed(what: &str, name: &Name) -> impl FnOnce(LifecycleError) -> Failure {
@@ -213,6 +219,9 @@ impl Daemon {
         for port in device.ports() {
             port.set_limit(config.limit()).map_err(failed("nic", id))?;
         }
+        if config.link_down {
+            device.set_link(false).map_err(failed("nic", id))?;
+        }
         let default = || self.config.run_dir.join(format!("nic-{id}.sock"));
         let socket = config.socket_path.clone().unwrap_or_else(default);
         let listening = session::listen(device.clone(), &socket, SOCKET_MODE)?;
@@ -243,12 +252,33 @@ impl Daemon {
         Ok(Attachment::Wires(wires.map_err(failed("nic", &config.id))?))
     }
 
+    /// `ferry nic set`.
+    pub fn set_nic(&self, change: &NicChange) -> Done<Value> {
+        change.check()?;
+        let id = &change.id;
+        let mut nics = lock(&self.nics.nics);
+        let nic = nics.get_mut(id).ok_or_else(|| unknown(id))?;
+        let config = change.of(&nic.config);
+        // What the daemon's configuration says counts at its next start.
+        let lasting = !self.config.nics.iter().any(|it| it.id == *id);
+        if lasting {
+            kept::store(&self.config.state_dir, &config)?;
+        }
+        for port in nic.device.ports() {
+            port.set_limit(config.limit()).map_err(failed("nic", id))?;
+        }
+        let up = !config.link_down;
+        nic.device.set_link(up).map_err(failed("nic", id))?;
+        nic.config = config;
+        let mut line = nic.line();
+        line["lasting"] = lasting.into();
+        Ok(line)
+    }
+
     /// `ferry nic remove`.
     pub fn remove_nic(&self, id: &Name) -> Done<Value> {
         let Some(nic) = lock(&self.nics.nics).remove(id) else {
-            return Err(Failure::Failed(format!(
-                "there is no NIC {id} here; ferry nic list names those there are"
-            )));
+            return Err(unknown(id));
         };
         drop(nic);
         kept::remove::<NicConfig>(&self.config.state_dir, id)?;
@@ -295,6 +325,8 @@ impl Nic {
             "socket": self.socket,
             "mtu": self.config.mtu,
             "queue_pairs": self.config.queue_pairs,
+            "limit_pps": self.config.limit_pps,
+            "limit_bps": self.config.limit_bps,
             "attached": self.device.attached(),
             "link_up": self.device.link_is_up(),
             "rx_frames": totals.rx_frames,

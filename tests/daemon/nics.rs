@@ -164,6 +164,35 @@ fn a_nic_keeps_to_its_rate() {
     assert!((1900..=2600).contains(&sent), "{sent}");
 }
 
+/// The link and the limits change while frames could flow, and stay so over a restart.
+#[test]
+fn a_nic_is_changed_while_it_is_served() {
+    let mut lan = Lan::new(&[]);
+    let set = |lan: &Lan, words: &[&str]| lan.host.run(&[&["nic", "set"], words].concat());
+    let line = set(&lan, &["y", "--link", "down", "--limit-pps", "500"]).ok();
+    assert_eq!(
+        (&line["link_up"], &line["lasting"]),
+        (&false.into(), &true.into())
+    );
+    let quiet = |lan: &Lan| NetPlan {
+        wait: Duration::from_millis(500),
+        ..lan.plan()
+    };
+    assert!(run(&quiet(&lan)).is_err(), "nothing passes");
+    lan.host.restart();
+    eventually("it is back", || lan.nic(1)["link_up"] == false);
+    assert_eq!(lan.nic(1)["limit_pps"], 500);
+    assert!(run(&quiet(&lan)).is_err(), "nor does it now");
+    let dropped = lan.nic(1)["dropped"]["no_link"].as_u64();
+    assert!(dropped > Some(0), "{}", lan.nic(1));
+    set(&lan, &["y", "--link", "up", "--limit-pps", "none"]).ok();
+    assert_eq!(lan.nic(1)["limit_pps"], serde_json::Value::Null);
+    clean(&run(&lan.plan()).unwrap());
+    set(&lan, &["z", "--link", "up"]).refused(&["no NIC z"]);
+    let error = set(&lan, &["y"]).error(2);
+    assert!(error.contains("--link"), "{error}");
+}
+
 #[test]
 fn nics_and_switches_come_back_as_they_were() {
     let mut lan = Lan::new(&[]);

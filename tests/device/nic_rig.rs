@@ -152,6 +152,9 @@ pub struct NicGuest {
     pub rings: Vec<RawRing>,
     /// Where each ring's buffers are.
     areas: Vec<u64>,
+    /// Frames that came by its rings, and those that its NIC counted before it came.
+    received: u64,
+    before: u64,
 }
 
 impl NicGuest {
@@ -176,6 +179,8 @@ impl NicGuest {
             device: device.clone(),
             rings,
             areas,
+            received: 0,
+            before: nic.totals().rx_frames,
         };
         for ring in (0..guest.pairs() * 2).step_by(2) {
             // Half of a ring, so that tests have descriptors left.
@@ -249,12 +254,22 @@ impl NicGuest {
             .read(self.place(ring, head), &mut bytes)
             .unwrap();
         self.post(ring, head);
+        self.received += 1;
         Some(bytes)
     }
 
     pub fn receive(&mut self, time: Duration) -> Option<Vec<u8>> {
         let bytes = self.receive_on(0, time)?;
         Some(bytes[HEADER as usize..].to_vec())
+    }
+
+    /// All frames that are on their way here, by what its NIC has counted: that is final when a sender
+    /// has its buffer back.
+    pub fn drain(&mut self, nic: &Nic) -> Vec<Vec<u8>> {
+        let coming = nic.totals().rx_frames - self.before - self.received;
+        (0..coming)
+            .map(|_| self.receive(PATIENCE).expect("it was counted"))
+            .collect()
     }
 
     #[track_caller]
