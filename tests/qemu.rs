@@ -18,6 +18,8 @@ mod kills;
 mod moves;
 #[path = "qemu/nic.rs"]
 mod nic;
+#[path = "qemu/offloads.rs"]
+mod offloads;
 #[path = "qemu/pull.rs"]
 mod pull;
 #[path = "qemu/rig.rs"]
@@ -43,6 +45,7 @@ fn main() {
         shared::trials(),
         nic::trials(),
         talks::trials(),
+        offloads::trials(),
         kills::trials(),
     ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();

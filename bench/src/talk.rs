@@ -67,6 +67,8 @@ pub struct TalkPlan {
     pub patience: Duration,
     /// A lost datagram or echo is a failure.
     pub lossless: bool,
+    /// It is over as well when each connection that sends or receives has carried so many bytes.
+    pub until_bytes: Option<u64>,
 }
 
 /// What both sides do; the caller tells the other.

@@ -135,6 +135,7 @@ fn talk(knobs: Knobs, load: Load) -> Report {
         ping_pps: 0,
         patience: PATIENCE,
         lossless: true,
+        until_bytes: None,
     };
     let time = Duration::from_millis(600);
     let report = call(&plan, || {}, |since| since >= time).unwrap();
@@ -265,7 +266,7 @@ fn a_session_by_its_commands() {
     let listening: serde_json::Value = serde_json::from_str(&line).unwrap();
     let to = listening["listening"].as_str().unwrap();
     let said = Command::new(program)
-        .args("talk call --tcp 6 --udp --until-eof --json --lossless --to".split(' '))
+        .args("talk call --tcp 6 --bulk-kib 8192 --mib 1 --udp --json --lossless --to".split(' '))
         .arg(to)
         .stdin(Stdio::null())
         .output()
@@ -278,6 +279,12 @@ fn a_session_by_its_commands() {
         .collect();
     assert_eq!(lines[0], serde_json::json!({ "talking": true }));
     assert_eq!(lines[1]["connections_reset"], 0);
+    for connection in &lines[1]["here"]["tcp"].as_array().unwrap()[..2] {
+        let bytes = connection["sent_bytes"]
+            .as_u64()
+            .max(connection["received_bytes"].as_u64());
+        assert!(bytes >= Some(1 << 20), "{connection}");
+    }
     assert!(server.wait().unwrap().success());
 
     let usage = Command::new(program)

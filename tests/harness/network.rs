@@ -41,7 +41,7 @@ pub struct Network {
 
 /// Why there may be no networks of one's own here.
 pub fn missing() -> Option<String> {
-    for program in ["unshare", "nsenter", "setpriv", "ip", "tcpdump"] {
+    for program in ["unshare", "nsenter", "setpriv", "ip", "tcpdump", "ethtool"] {
         if find_program(program).is_none() {
             return Some(format!("{program} is missing (tests/setup installs it)"));
         }
@@ -190,6 +190,14 @@ impl Segment {
             peer,
             between,
         })
+    }
+
+    /// Lets nothing pass to the peer that is not a whole packet with its
+    /// checksum: it checks then what it gets.
+    pub fn finish_packets(&self) -> Check {
+        self.between
+            .run("ethtool -K peer tx off tso off gso off")
+            .map(drop)
     }
 
     /// Cuts the link between the hosts; their guests' traffic goes on.

@@ -38,11 +38,8 @@ impl Talk {
         wait_for("the guest to listen", START_LIMIT, || {
             Ok(guest.bg_log("talk", 1)?.contains("listening").then_some(()))
         })?;
-        let bench = guest_folder()?.join("ferry-bench");
         let to = format!("{GUEST}:{PORT}");
-        let arguments = ["talk", "call", "--to", &to, "--json"];
-        let arguments = arguments.iter().chain(words);
-        let mut call = Running::spawn_by(peer.enter(), dir, "talk", &bench, arguments)?;
+        let mut call = call(dir, "talk", peer, &to, words)?;
         wait_for("all connections to stand", START_LIMIT, || {
             if let Some(output) = call.ended()? {
                 crate::fail!("ferry-bench talk: {}{}", output.out, output.err);
@@ -57,14 +54,39 @@ impl Talk {
     /// `--lossless` of nothing that was lost.
     pub fn finish(self) -> Check<Value> {
         self.call.signal("INT")?;
-        let output = self.call.finish(FINISH_LIMIT)?;
-        let line = output.out.lines().last().unwrap_or_default();
-        let report: Value =
-            serde_json::from_str(line).context(|| format!("{line}{}", output.err))?;
-        ensure!(output.code == Some(0), "the traffic: {}", brief(&report));
+        let report = clean(self.call)?;
         println!("{}", brief(&report));
         Ok(report)
     }
+}
+
+/// Starts `ferry-bench talk call` in the peer's network.
+fn call(dir: &TestDir, name: &str, peer: &Network, to: &str, words: &[&str]) -> Check<Running> {
+    // The very program that is in the guest.
+    let bench = guest_folder()?.join("ferry-bench");
+    let arguments = ["talk", "call", "--to", to, "--json"];
+    let arguments = arguments.iter().chain(words);
+    Running::spawn_by(peer.enter(), dir, name, &bench, arguments)
+}
+
+/// Its report, at its end.
+fn clean(call: Running) -> Check<Value> {
+    let output = call.finish(FINISH_LIMIT)?;
+    let line = output.out.lines().last().unwrap_or_default();
+    let report: Value = serde_json::from_str(line).context(|| format!("{line}{}", output.err))?;
+    ensure!(output.code == Some(0), "the traffic: {}", brief(&report));
+    Ok(report)
+}
+
+/// Traffic that ends by itself, with a server that was started.
+pub fn transfer(
+    dir: &TestDir,
+    name: &str,
+    peer: &Network,
+    to: &str,
+    words: &[&str],
+) -> Check<Value> {
+    clean(call(dir, name, peer, to, words)?)
 }
 
 /// The report without its list of connections, but for those that are at fault.
@@ -78,21 +100,31 @@ pub fn brief(report: &Value) -> String {
     report.to_string()
 }
 
-/// What passes an interface of a host on its way to the guest: the numbers of
-/// the traffic's datagrams.
+/// What passes an interface.
 pub struct Capture {
     tcpdump: Process,
     file: PathBuf,
 }
 
+/// What of it.
+pub struct Wanted<'a> {
+    /// `in` or `out`, as the interface's network sees it.
+    pub direction: &'a str,
+    /// In the words of tcpdump.
+    pub filter: &'a str,
+    /// So many packets and no more.
+    pub count: Option<u32>,
+}
+
 impl Capture {
-    /// Starts it at `interface`, a tap. Nothing, and a word about it, for those
-    /// who are root in their own networks alone: tcpdump wants to be somebody else.
+    /// Starts it at `interface`. Nothing, and a word about it, for those who are
+    /// root in their own networks alone: tcpdump wants to be somebody else.
     pub fn start(
         dir: &TestDir,
         name: &str,
         host: &Network,
         interface: &str,
+        wanted: &Wanted,
     ) -> Check<Option<Self>> {
         if !host.is_of_root() {
             eprintln!("SKIPPED what passes {interface}: tcpdump wants root");
@@ -100,11 +132,14 @@ impl Capture {
         }
         let file = dir.path(format!("{name}.pcap"));
         let path = file.display().to_string();
-        let filter = format!("udp and dst host {GUEST} and dst port {PORT}");
         let tcpdump = super::process::find_program("tcpdump").unwrap_or_default();
-        let words = ["-i", interface, "-Q", "out", "-n", "-U", "-s", "128"];
-        let more = ["--immediate-mode", "-Z", "root", "-w", &path, &filter];
-        let words = words.iter().chain(&more);
+        let mut words = vec!["-i", interface, "-Q", wanted.direction, "-n", "-U"];
+        words.extend(["--immediate-mode", "-Z", "root", "-w", &path]);
+        let count = wanted.count.map(|count| count.to_string());
+        if let Some(count) = &count {
+            words.extend(["-c", count]);
+        }
+        words.push(wanted.filter);
         let mut tcpdump = Process::spawn_by(host.enter(), dir, name, &tcpdump, words)?;
         wait_for("tcpdump to listen", secs(20), || {
             tcpdump.ensure_alive()?;
@@ -113,17 +148,74 @@ impl Capture {
         Ok(Some(Self { tcpdump, file }))
     }
 
-    /// Ends it; the numbers in the order in which they passed.
-    pub fn finish(mut self) -> Check<Vec<u64>> {
-        // What it has not read when it is told to end it leaves unread.
-        std::thread::sleep(secs(1));
-        self.tcpdump.signal("INT")?;
-        self.tcpdump.wait(secs(20))?;
+    /// The traffic's datagrams that pass on their way to the guest.
+    pub fn of_datagrams(
+        dir: &TestDir,
+        name: &str,
+        host: &Network,
+        interface: &str,
+    ) -> Check<Option<Self>> {
+        let wanted = Wanted {
+            direction: "out",
+            filter: &format!("udp and dst host {GUEST} and dst port {PORT}"),
+            count: None,
+        };
+        Self::start(dir, name, host, interface, &wanted)
+    }
+
+    /// Ends it; the packets.
+    fn packets(&mut self) -> Check<Vec<u8>> {
+        if self.tcpdump.ended()?.is_none() {
+            // What it has not read when it is told to end it leaves unread.
+            std::thread::sleep(secs(1));
+            self.tcpdump.signal("INT")?;
+            self.tcpdump.wait(secs(20))?;
+        }
+        Ok(std::fs::read(&self.file)?)
+    }
+
+    /// Ends it; the numbers of the datagrams in the order in which they passed.
+    pub fn numbers(mut self) -> Check<Vec<u64>> {
+        let bytes = self.packets()?;
         let said = self.tcpdump.last_words();
         ensure!(said.contains("0 packets dropped by kernel"), "{said}");
-        let bytes = std::fs::read(&self.file)?;
         Ok(packets(&bytes).filter_map(number).collect())
     }
+
+    /// Ends it; what tcpdump thinks of the packets, some of which there must be.
+    pub fn judge(mut self) -> Check<Wire> {
+        let bytes = self.packets()?;
+        let path = self.file.display().to_string();
+        let output = std::process::Command::new("tcpdump")
+            .args(["-Z", "root", "-n", "-vv", "-r", &path])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let wire = Wire {
+            packets: packets(&bytes).count(),
+            longest_bytes: packets(&bytes).map(<[u8]>::len).max().unwrap_or(0),
+            right: text.matches("(correct)").count(),
+            unfinished: text.matches("(incorrect").count(),
+        };
+        ensure!(wire.packets > 0, "nothing passed: {path}");
+        ensure!(
+            wire.right + wire.unfinished == wire.packets,
+            "{wire:?}, and tcpdump says: {text}"
+        );
+        Ok(wire)
+    }
+}
+
+/// Packets that passed.
+#[derive(Debug)]
+pub struct Wire {
+    /// How many.
+    pub packets: usize,
+    /// The longest, with its Ethernet header.
+    pub longest_bytes: usize,
+    /// Those whose TCP checksum is right.
+    pub right: usize,
+    /// Those whose is not: somebody is still to complete it.
+    pub unfinished: usize,
 }
 
 /// The packets in a file of tcpdump's.

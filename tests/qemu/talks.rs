@@ -51,7 +51,7 @@ fn is_whole(dir: &TestDir, wiring: Wiring) -> Check {
         properties: LONG_RING.to_owned(),
     };
     let mut pair = NetPair::start(dir, options)?;
-    let capture = Capture::start(dir, "at-the-tap", pair.host(), TAP)?;
+    let capture = Capture::of_datagrams(dir, "at-the-tap", pair.host(), TAP)?;
     let words = [ALL, &["--lossless"]].concat();
     let report = pair.talk(&words, |pair| {
         std::thread::sleep(secs(4));
@@ -67,7 +67,7 @@ fn is_whole(dir: &TestDir, wiring: Wiring) -> Check {
         Ok(())
     })?;
     if let Some(capture) = capture {
-        let passed = capture.finish()?;
+        let passed = capture.numbers()?;
         let received = &report["there"]["udp"]["received"]["received"];
         ensure!(
             received.as_u64() == Some(passed.len() as u64),

@@ -60,9 +60,12 @@ pub(super) struct Call {
     #[arg(long, num_args = 0..=1, default_value_t = 0, value_name = "PPS",
           default_missing_value = "100")]
     ping: u32,
-    /// How long to talk; until SIGINT or SIGTERM unless given
+    /// How long to talk; until SIGINT or SIGTERM unless something else is given
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
+    /// Stop as well when each connection that sends or receives has carried so many MiB
+    #[arg(long, value_name = "N")]
+    mib: Option<u64>,
     /// Stop as well when stdin ends
     #[arg(long)]
     until_eof: bool,
@@ -132,6 +135,7 @@ fn call(args: Call) -> Result<bool, BenchError> {
         ping_pps: args.ping,
         patience: super::seconds(args.patience)?,
         lossless: args.lossless,
+        until_bytes: args.mib.map(|mib| mib.saturating_mul(1 << 20)),
     };
     let started = || {
         if args.json {

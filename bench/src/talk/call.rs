@@ -30,7 +30,8 @@ pub fn call(
     started();
     let began = Instant::now();
     let mut lost_control = false;
-    while !is_over(began.elapsed()) {
+    let carried = |it: &Session| plan.until_bytes.is_some_and(|least| it.has_carried(least));
+    while !is_over(began.elapsed()) && !carried(&session) {
         // It has nothing to say before it is told to stop: it has gone.
         if session.turn().map_err(unreachable)? {
             lost_control = true;

@@ -112,6 +112,13 @@ impl Session {
         }
     }
 
+    /// Each connection that sends or receives has carried so many bytes, or will not.
+    pub(super) fn has_carried(&self, least: u64) -> bool {
+        self.streams
+            .iter()
+            .all(|it| it.is_done() || it.carried().is_none_or(|bytes| bytes >= least))
+    }
+
     /// All connections have come to an end.
     pub(super) fn is_drained(&self) -> bool {
         self.streams.iter().all(Stream::is_done)

@@ -153,6 +153,15 @@ impl Stream {
         !self.ended && self.fault.is_none()
     }
 
+    /// Bytes so far, of one that only sends or receives.
+    pub(super) fn carried(&self) -> Option<u64> {
+        match self.duty {
+            Duty::Send => Some(self.sent),
+            Duty::Receive => Some(self.received),
+            Duty::Ask | Duty::Answer => None,
+        }
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.fault.is_some() || self.hung_up && self.ended
     }
