@@ -25,6 +25,7 @@
 //! A guest may change its memory at any time. What was checked holds for a copy of the bytes only;
 //! [`offload`] therefore looks again at what it works on, and never writes outside it.
 
+pub mod announce;
 pub mod bridge;
 mod checksum;
 pub mod counters;

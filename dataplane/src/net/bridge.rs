@@ -17,7 +17,9 @@
 //! Frames for a guest whose queues stand still are captured, a bounded number, and delivered first when
 //! they run again.
 
+mod capture;
 mod forward;
+mod moving;
 mod path;
 mod ports;
 mod rings;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::announce::Spoken;
 use super::counters::{Cause, PortCounters};
 use super::filter::Gate;
 use super::frame::Mac;
@@ -37,10 +40,11 @@ use super::queue::{RxQueue, TxQueue};
 use super::table::Table;
 use super::tap::Tap;
 use crate::buffer::AlignedBuf;
-use crate::limits::{CAPTURE_FRAMES, TAP_BATCH, TAP_WRITES};
+use crate::limits::{TAP_BATCH, TAP_WRITES};
 use crate::ring::{NetOp, Ring};
 use crate::segments::Segments;
-pub use forward::Captured;
+use capture::Capture;
+pub use capture::{Captured, Told};
 use path::Path;
 
 /// Marks the kick of a queue that a guest receives by.
@@ -80,10 +84,10 @@ pub(crate) struct RxPlace {
 pub(crate) struct Guest {
     tx: Vec<Option<TxPlace>>,
     rx: Vec<Option<RxPlace>>,
-    captured: VecDeque<Captured>,
-    captured_bytes: usize,
-    /// Frames are captured while no queue of `rx` runs.
-    capture: bool,
+    /// Frames that wait for its queues.
+    capture: Capture,
+    /// Its addresses.
+    spoken: Spoken,
 }
 
 /// A frame that is written to a tap.
@@ -142,9 +146,8 @@ impl Port {
         let guest = Guest {
             tx: (0..pairs).map(|_| None).collect(),
             rx: (0..pairs).map(|_| None).collect(),
-            captured: VecDeque::with_capacity(CAPTURE_FRAMES),
-            captured_bytes: 0,
-            capture: false,
+            capture: Capture::default(),
+            spoken: Spoken::default(),
         };
         Port::new(End::Guest(guest), mtu, guard, counters)
     }

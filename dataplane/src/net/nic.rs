@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::bridge::{Bridge, Captured, Kind, Port};
+use super::announce::Address;
+use super::bridge::{Bridge, Captured, Kind, Port, Told};
 use super::counters::PortCounters;
 use super::features::Offloads;
 use super::filter::Gate;
@@ -183,6 +184,78 @@ impl NicPort {
         let port = self.port;
         self.bridge.ask(move |bridge, _, _, reply| {
             let _ = reply.send(bridge.capture(port, on));
+        })
+    }
+
+    /// What is kept for the guest, and stays so.
+    pub fn in_hand(&self) -> Result<Vec<Captured>, LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            let _ = reply.send(bridge.in_hand(port));
+        })
+    }
+
+    /// The NIC is to leave this host: what is kept for its guest while its queues stand still is told
+    /// as well. The channel is bounded; what it has no room for is lost, and counted.
+    pub fn leave(&self, to: Sender<Told>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.leave(port, to))
+    }
+
+    /// The guest runs at another host: frames are told and not kept. Those to groups are not told:
+    /// they reach it by that host's network.
+    pub fn gone(&self) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.gone(port))
+    }
+
+    /// The NIC does not leave; or it has left, and nothing is told any more.
+    pub fn stay(&self) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.stay(port))
+    }
+
+    /// A NIC is to arrive. What was kept here is dropped; what comes here is left to the source until the
+    /// guest's queues run, and waits from then on behind what is delivered, until
+    /// [`NicPort::settle`].
+    pub fn arrive(&self) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.arrive(port))
+    }
+
+    /// Frames that reached the source, in their order.
+    pub fn deliver(&self, frames: Vec<Captured>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.pass_on(port, frames))
+    }
+
+    /// What came here is given as soon as what was delivered is.
+    pub fn settle(&self) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.settle_arrival(port))
+    }
+
+    /// The addresses that the guest has spoken of.
+    pub fn spoken(&self) -> Result<Vec<Address>, LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, _, _, reply| {
+            let _ = reply.send(bridge.spoken(port));
+        })
+    }
+
+    /// Those that it spoke of at another host.
+    pub fn set_spoken(&self, addresses: Vec<Address>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge
+            .tell(move |bridge| bridge.set_spoken(port, &addresses))
+    }
+
+    /// Sends frames as if the guest had, whatever its guard and its rate.
+    pub fn say(&self, frames: Vec<Vec<u8>>) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.ask(move |bridge, id, ring, reply| {
+            bridge.say(id, port, &frames, ring);
+            let _ = reply.send(());
         })
     }
 

@@ -1,7 +1,9 @@
 //! A frame's way through a bridge.
 
+use super::capture::Kept;
 use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
-use crate::limits::{CAPTURE_BYTES, CAPTURE_FRAMES, FETCH_BYTES, FRAME_BUDGET};
+use crate::limits::{FETCH_BYTES, FRAME_BUDGET};
+use crate::net::announce::{SPOKEN_BYTES, Spoken};
 use crate::net::counters::Cause;
 use crate::net::features::Offloads;
 use crate::net::frame::Start;
@@ -14,32 +16,21 @@ use crate::segments::Segments;
 /// Addresses, two tags, and what is behind them.
 const PLAIN_BYTES: usize = 32;
 
-/// A frame for a guest whose queues stand still.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captured {
-    /// Its header, as the port gave it.
-    pub header: Header,
-    /// What is behind its addresses and tags.
-    pub ether_type: u16,
-    /// The frame.
-    pub bytes: Box<[u8]>,
-}
-
 /// A frame on its way.
-struct Frame<'a> {
-    header: Header,
-    ether_type: u16,
-    bytes: Bytes<'a>,
-    len: usize,
-    from: u16,
-    queue: u16,
+pub(super) struct Frame<'a> {
+    pub header: Header,
+    pub ether_type: u16,
+    pub bytes: Bytes<'a>,
+    pub len: usize,
+    pub from: u16,
+    pub queue: u16,
     /// How its guest knows it, while that waits for it.
-    tag: Option<u32>,
+    pub tag: Option<u32>,
 }
 
 /// What became of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
+pub(super) enum Sent {
     /// Its bytes are not needed any more.
     Done,
     /// The kernel has them.
@@ -52,7 +43,7 @@ impl Bridge {
         match self.ports[usize::from(port)].as_ref().map(|it| &it.end) {
             Some(End::Guest(guest)) => {
                 let (mut found, pairs) = (false, guest.tx.len());
-                if !guest.captured.is_empty() {
+                if !guest.capture.is_empty() {
                     self.give_captured(port);
                 }
                 for queue in 0..pairs {
@@ -188,6 +179,11 @@ impl Bridge {
             return Sent::Done;
         }
         there.counters.sent(1, taken.len as u64);
+        if Spoken::concerns(&addresses, head) {
+            let mut start = [0; SPOKEN_BYTES];
+            let known = bytes.copy_out(0, &mut start).min(taken.len);
+            guest.spoken.learn(&addresses, &start[..known]);
+        }
         let frame = Frame {
             header: taken.header.passed_on(),
             ether_type: addresses.ether_type,
@@ -251,7 +247,13 @@ impl Bridge {
     }
 
     /// Sends a frame to the port, or the ports, that it is for.
-    fn forward(&mut self, id: u32, frame: &Frame<'_>, start: &Start, ring: &mut Ring) -> Sent {
+    pub(super) fn forward(
+        &mut self,
+        id: u32,
+        frame: &Frame<'_>,
+        start: &Start,
+        ring: &mut Ring,
+    ) -> Sent {
         let now_ns = self.now_ns;
         if let Kind::Switch(table) = &mut self.kind {
             let Some(Some(port)) = self.ports.get_mut(usize::from(frame.from)) else {
@@ -323,22 +325,17 @@ impl Bridge {
         let rx = &mut guest.rx[..used];
         let running = rx.iter().flatten().filter(|it| !it.broken).count();
         // Behind those that wait already, so that none overtakes another.
-        if running == 0 || !guest.captured.is_empty() {
-            if !guest.capture {
-                there.counters.dropped(Cause::NoLink, 1);
-            } else if guest.captured.len() == CAPTURE_FRAMES
-                || guest.captured_bytes + frame.len > CAPTURE_BYTES
-            {
-                there.counters.capture_lost(1);
-            } else {
-                guest.captured_bytes += frame.len;
-                let mut bytes = vec![0; frame.len].into_boxed_slice();
-                frame.bytes.start(&mut bytes);
-                guest.captured.push_back(Captured {
-                    header: frame.header,
-                    ether_type: frame.ether_type,
-                    bytes,
-                });
+        if running == 0 || !guest.capture.is_direct() {
+            let mut bytes = vec![0; frame.len];
+            frame.bytes.start(&mut bytes);
+            let said = (frame.header, frame.ether_type);
+            let kept = guest
+                .capture
+                .keep(running > 0, self.now_ns, said, bytes.into());
+            match kept {
+                Kept::Yes | Kept::Elsewhere => {}
+                Kept::Full => there.counters.capture_lost(1),
+                Kept::NoLink => there.counters.dropped(Cause::NoLink, 1),
             }
             return;
         }
@@ -374,7 +371,7 @@ impl Bridge {
         let Some(place) = guest.rx.iter_mut().flatten().find(|it| !it.broken) else {
             return;
         };
-        while let Some(first) = guest.captured.front() {
+        while let Some(first) = guest.capture.first() {
             let frame = Frame {
                 header: first.header,
                 ether_type: first.ether_type,
@@ -401,8 +398,7 @@ impl Bridge {
                     break;
                 }
             }
-            guest.captured_bytes -= first.bytes.len();
-            guest.captured.pop_front();
+            guest.capture.given();
         }
     }
 

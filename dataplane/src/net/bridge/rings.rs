@@ -2,7 +2,7 @@
 
 use crossbeam_channel::Sender;
 
-use super::{Bridge, Captured, End, Guest, RX_KICK, RxPlace, TxPlace};
+use super::{Bridge, End, Guest, RX_KICK, RxPlace, TxPlace};
 use crate::net::limit::Bucket;
 use crate::net::queue::{RxQueue, TxQueue};
 use crate::ring::{NetOp, Ring, Token};
@@ -80,6 +80,7 @@ impl Bridge {
         // It needs no kicks: frames come when they come.
         rx.queue.disarm();
         *place = Some(rx);
+        guest.capture.resumed();
         self.give_captured(port);
         self.publish();
         self.wake(port);
@@ -167,21 +168,6 @@ impl Bridge {
         self.wake(port);
     }
 
-    /// Whether frames are captured while the queues stand still. What was captured is given out when
-    /// that ends.
-    pub fn capture(&mut self, port: u16, on: bool) -> Vec<Captured> {
-        let Some(guest) = self.guest(port) else {
-            return Vec::new();
-        };
-        guest.capture = on;
-        if on {
-            Vec::new()
-        } else {
-            guest.captured_bytes = 0;
-            guest.captured.drain(..).collect()
-        }
-    }
-
     /// Ports that have been quiet for `spin_ns` are not looked at until something comes.
     pub fn park_quiet(&mut self, id: u32, ring: &mut Ring, spin_ns: u64) {
         let now_ns = self.now_ns;
@@ -224,7 +210,7 @@ impl Bridge {
             }
             End::Guest(guest) => guest,
         };
-        if !guest.captured.is_empty() && !guest.waits_for_room((id, port), ring) {
+        if !guest.capture.is_empty() && !guest.waits_for_room((id, port), ring) {
             return false;
         }
         for (queue, place) in (0u16..).zip(&mut guest.tx) {

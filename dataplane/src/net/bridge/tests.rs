@@ -6,6 +6,7 @@ use crossbeam_channel::bounded;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::limits::CAPTURE_FRAMES;
 use crate::net::features::Offloads;
 use crate::net::header::Header;
 use crate::net::limit::RateLimit;

@@ -1,0 +1,298 @@
+//! Frames that are kept for a guest: while its queues stand still, and while its NIC is on its way from
+//! one host to another.
+//!
+//! ```text
+//!   source                                                destination
+//!     Stays     queues stand still: kept
+//!     Leaves    kept, and a copy goes with the NIC  ──►   Arrives   they are given first
+//!       │ the guest runs here again: kept ones first        │ its own frames wait behind them
+//!       │ it runs there                                     │ no more will come first
+//!     Gone      not kept: only passed on            ──►   Stays
+//! ```
+//!
+//! While a NIC arrives, group frames may come both ways: by the host's own network, and passed on by the
+//! source. Each is given once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use crate::limits::{CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS};
+use crate::net::header::Header;
+
+/// How much sooner one of two that are the same may come. A station that says the same thing twice
+/// waits longer.
+const TWIN_NS: u64 = 50_000_000;
+
+/// A frame for a guest whose queues stand still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// Counts up by one with every frame that the port keeps or passes on.
+    pub seq: u64,
+    /// Its header, as the port gave it.
+    pub header: Header,
+    /// What is behind its addresses and tags.
+    pub ether_type: u16,
+    /// The frame.
+    pub bytes: Arc<[u8]>,
+}
+
+/// What a NIC that leaves has to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// A frame that came here.
+    Frame(Captured),
+    /// Its guest runs here again and has what was kept: all that was told before is void.
+    Resumed,
+}
+
+/// What became of a frame that could not be given at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// It is kept, or passed on.
+    Yes,
+    /// There was no room for it.
+    Full,
+    /// Nobody is there for it.
+    NoLink,
+    /// It is the other host's to give.
+    Elsewhere,
+}
+
+/// Where the guest's NIC is.
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Stays,
+    Leaves(Sender<Told>),
+    Gone(Sender<Told>),
+    Arrives(Arrival),
+}
+
+/// A NIC that arrives.
+#[derive(Debug, Default)]
+struct Arrival {
+    /// Frames that came here since its guest runs here. They wait for those that are to be first.
+    own: Frames,
+    /// Group frames that the source passed on lately, and when.
+    twins: VecDeque<(u64, Arc<[u8]>)>,
+}
+
+/// So many frames, of so many bytes.
+#[derive(Debug, Default)]
+struct Frames {
+    frames: VecDeque<Captured>,
+    bytes: usize,
+}
+
+impl Frames {
+    fn push(&mut self, frame: Captured) -> bool {
+        let full =
+            self.frames.len() == CAPTURE_FRAMES || self.bytes + frame.bytes.len() > CAPTURE_BYTES;
+        if !full {
+            self.bytes += frame.bytes.len();
+            self.frames.push_back(frame);
+        }
+        !full
+    }
+
+    fn pop(&mut self) -> Option<Captured> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.bytes.len();
+        Some(frame)
+    }
+
+    fn clear(&mut self) {
+        *self = Frames::default();
+    }
+
+    /// Removes the first that says the same.
+    fn remove_twin(&mut self, bytes: &[u8]) {
+        let at = self.frames.iter().position(|it| *it.bytes == *bytes);
+        if let Some(frame) = at.and_then(|at| self.frames.remove(at)) {
+            self.bytes -= frame.bytes.len();
+        }
+    }
+}
+
+fn is_group(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|first| first & 1 != 0)
+}
+
+/// What is kept for a guest.
+#[derive(Debug, Default)]
+pub(super) struct Capture {
+    /// Frames are kept while no queue runs.
+    on: bool,
+    kept: Frames,
+    next_seq: u64,
+    place: Place,
+}
+
+impl Capture {
+    /// Whether frames go to the guest as they come, while its queues run.
+    pub fn is_direct(&self) -> bool {
+        self.kept.frames.is_empty() && !matches!(self.place, Place::Arrives(_))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.kept.frames.is_empty()
+    }
+
+    /// Keeps a frame that cannot be given now. `running` when queues do run, and others are first.
+    pub fn keep(
+        &mut self,
+        running: bool,
+        now_ns: u64,
+        (header, ether_type): (Header, u16),
+        bytes: Arc<[u8]>,
+    ) -> Kept {
+        let frame = Captured {
+            seq: self.next_seq,
+            header,
+            ether_type,
+            bytes,
+        };
+        let group = is_group(&frame.bytes);
+        let done = match &mut self.place {
+            Place::Gone(to) if !running => {
+                // Those to groups reach the guest by the network of the host that it is at.
+                if group {
+                    return Kept::Elsewhere;
+                }
+                to.try_send(Told::Frame(frame)).is_ok()
+            }
+            // The source has it as well.
+            Place::Arrives(_) if !running => return Kept::Elsewhere,
+            Place::Arrives(arrival) => {
+                if group && arrival.came(now_ns, &frame.bytes) {
+                    return Kept::Yes;
+                }
+                arrival.own.push(frame)
+            }
+            _ if !self.on && !running => return Kept::NoLink,
+            Place::Leaves(to) if !running => {
+                // What the mover cannot be told is lost there, and so it is here.
+                self.kept.push(frame.clone()) && to.try_send(Told::Frame(frame)).is_ok()
+            }
+            _ => self.kept.push(frame),
+        };
+        if done {
+            self.next_seq += 1;
+            Kept::Yes
+        } else {
+            Kept::Full
+        }
+    }
+
+    /// The first of those that wait.
+    pub fn first(&self) -> Option<&Captured> {
+        self.kept.frames.front()
+    }
+
+    /// It was given.
+    pub fn given(&mut self) {
+        self.kept.pop();
+    }
+
+    /// A queue runs again.
+    pub fn resumed(&mut self) {
+        self.on = true;
+        match &self.place {
+            Place::Leaves(to) => drop(to.try_send(Told::Resumed)),
+            // It came back by a way that nobody announced.
+            Place::Gone(_) => self.place = Place::Stays,
+            Place::Stays | Place::Arrives(_) => {}
+        }
+    }
+
+    /// Whether frames are kept while the queues stand still. What was kept is given out when that ends.
+    pub fn set(&mut self, on: bool) -> Vec<Captured> {
+        self.on = on;
+        if on {
+            return Vec::new();
+        }
+        self.place = Place::Stays;
+        std::mem::take(&mut self.kept).frames.into()
+    }
+
+    /// What is kept, and stays so.
+    pub fn in_hand(&self) -> Vec<Captured> {
+        self.kept.frames.iter().cloned().collect()
+    }
+
+    /// The NIC is to leave: what is kept, and what comes, is told as well.
+    pub fn leave(&mut self, to: Sender<Told>) {
+        for frame in &self.kept.frames {
+            let _ = to.try_send(Told::Frame(frame.clone()));
+        }
+        self.place = Place::Leaves(to);
+    }
+
+    /// It has left: frames are passed on and not kept.
+    pub fn gone(&mut self) {
+        if let Place::Leaves(to) = std::mem::take(&mut self.place) {
+            self.place = Place::Gone(to);
+            self.kept.clear();
+        }
+    }
+
+    /// It does not leave, or nothing more is passed on.
+    pub fn stay(&mut self) {
+        if let Place::Gone(_) = std::mem::take(&mut self.place) {
+            self.on = false;
+        }
+    }
+
+    /// A NIC is to arrive, and what is here is another's.
+    pub fn arrive(&mut self) {
+        self.kept.clear();
+        self.place = Place::Arrives(Arrival::default());
+    }
+
+    /// A frame from the host that the NIC comes from; false when there is no room for it.
+    pub fn deliver(&mut self, mut frame: Captured, now_ns: u64) -> bool {
+        if let Place::Arrives(arrival) = &mut self.place
+            && is_group(&frame.bytes)
+        {
+            arrival.passed_on(now_ns, &frame.bytes);
+        }
+        frame.seq = self.next_seq;
+        self.next_seq += 1;
+        self.kept.push(frame)
+    }
+
+    /// No more is to be given before what came here. True when something waits.
+    pub fn settle(&mut self) -> bool {
+        if let Place::Arrives(arrival) = &mut self.place {
+            let own = std::mem::take(&mut arrival.own);
+            self.place = Place::Stays;
+            // One bound for both: each was kept within it.
+            self.kept.bytes += own.bytes;
+            self.kept.frames.extend(own.frames);
+        }
+        !self.is_empty()
+    }
+}
+
+impl Arrival {
+    /// The source passes a group frame on: it takes the place of the one that came here.
+    fn passed_on(&mut self, now_ns: u64, bytes: &Arc<[u8]>) {
+        self.own.remove_twin(bytes);
+        if self.twins.len() == CAPTURE_TWINS {
+            self.twins.pop_front();
+        }
+        self.twins.push_back((now_ns, bytes.clone()));
+    }
+
+    /// A group frame comes here; true when the source has passed it on already.
+    fn came(&mut self, now_ns: u64, bytes: &[u8]) -> bool {
+        let twin = |it: &(u64, Arc<[u8]>)| now_ns.saturating_sub(it.0) < TWIN_NS && *it.1 == *bytes;
+        let at = self.twins.iter().position(twin);
+        at.and_then(|at| self.twins.remove(at)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests;

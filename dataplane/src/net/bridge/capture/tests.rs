@@ -1,0 +1,157 @@
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::*;
+
+const MS: u64 = 1_000_000;
+
+/// A frame to one station, or to a group, that says `n`.
+fn frame(group: bool, n: u8) -> Arc<[u8]> {
+    [if group { 0xff } else { 2 }, 0, 0, n].into()
+}
+
+fn keep(capture: &mut Capture, running: bool, group: bool, n: u8) -> Kept {
+    capture.keep(running, 0, (Header::default(), 0), frame(group, n))
+}
+
+fn from_source(capture: &mut Capture, group: bool, n: u8) {
+    let frame = Captured {
+        seq: 99,
+        header: Header::default(),
+        ether_type: 0,
+        bytes: frame(group, n),
+    };
+    assert!(capture.deliver(frame, 0));
+}
+
+/// What the guest is given now.
+fn given(capture: &mut Capture) -> Vec<u8> {
+    std::iter::from_fn(|| {
+        let n = capture.first().map(|it| it.bytes[3]);
+        capture.given();
+        n
+    })
+    .collect()
+}
+
+fn told(from: &Receiver<Told>) -> Vec<Option<u8>> {
+    let number = |told| match told {
+        Told::Frame(frame) => Some(frame.bytes[3]),
+        Told::Resumed => None,
+    };
+    from.try_iter().map(number).collect()
+}
+
+fn stopped() -> Capture {
+    let mut capture = Capture::default();
+    capture.resumed();
+    capture
+}
+
+#[test]
+fn frames_for_a_guest_that_stands_still_are_kept_for_it() {
+    let mut capture = Capture::default();
+    assert_eq!(keep(&mut capture, false, false, 1), Kept::NoLink);
+    capture.resumed();
+    assert!(capture.is_direct());
+    assert_eq!(keep(&mut capture, false, false, 2), Kept::Yes);
+    // Behind it, though its queues run.
+    assert!(!capture.is_direct());
+    assert_eq!(keep(&mut capture, true, false, 3), Kept::Yes);
+    assert_eq!(given(&mut capture), [2, 3]);
+    assert!(capture.is_direct());
+}
+
+#[test]
+fn a_nic_that_leaves_tells_all_and_keeps_all() {
+    let mut capture = stopped();
+    keep(&mut capture, false, false, 1);
+    let (to, told_there) = unbounded();
+    capture.leave(to);
+    keep(&mut capture, false, true, 2);
+    assert_eq!(told(&told_there), [Some(1), Some(2)]);
+    assert_eq!(capture.in_hand().len(), 2);
+    // Cancelled: its guest has them here, first.
+    capture.resumed();
+    assert_eq!(told(&told_there), [None]);
+    keep(&mut capture, true, false, 3);
+    assert_eq!(given(&mut capture), [1, 2, 3]);
+    assert_eq!(told(&told_there), [], "what its guest has is not passed on");
+    keep(&mut capture, false, false, 4);
+    assert_eq!(told(&told_there), [Some(4)]);
+}
+
+#[test]
+fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
+    let mut capture = stopped();
+    let (to, told_there) = unbounded();
+    capture.leave(to);
+    keep(&mut capture, false, false, 1);
+    capture.gone();
+    assert!(capture.is_empty());
+    assert_eq!(keep(&mut capture, false, false, 2), Kept::Yes);
+    assert_eq!(keep(&mut capture, false, true, 3), Kept::Elsewhere);
+    assert_eq!(told(&told_there), [Some(1), Some(2)]);
+    capture.stay();
+    assert_eq!(keep(&mut capture, false, false, 4), Kept::NoLink);
+    assert!(told_there.recv().is_err(), "nobody tells any more");
+}
+
+#[test]
+fn what_the_source_passes_on_is_first() {
+    let mut capture = Capture::default();
+    capture.arrive();
+    // The source has it too.
+    assert_eq!(keep(&mut capture, false, false, 9), Kept::Elsewhere);
+    from_source(&mut capture, false, 1);
+    capture.resumed();
+    assert_eq!(given(&mut capture), [1]);
+    keep(&mut capture, true, false, 5);
+    keep(&mut capture, true, false, 6);
+    from_source(&mut capture, false, 2);
+    assert_eq!(given(&mut capture), [2]);
+    from_source(&mut capture, false, 3);
+    assert!(capture.settle());
+    assert_eq!(given(&mut capture), [3, 5, 6]);
+    assert!(capture.is_direct());
+    // A straggler.
+    from_source(&mut capture, false, 4);
+    assert_eq!(given(&mut capture), [4]);
+}
+
+#[test]
+fn a_frame_to_a_group_that_comes_both_ways_is_given_once() {
+    let mut capture = Capture::default();
+    capture.arrive();
+    capture.resumed();
+    // First here, then from the source.
+    keep(&mut capture, true, true, 1);
+    from_source(&mut capture, true, 1);
+    // The other way round, and only once.
+    from_source(&mut capture, true, 2);
+    keep(&mut capture, true, true, 2);
+    keep(&mut capture, true, true, 2);
+    // Another that says the same, later.
+    from_source(&mut capture, true, 3);
+    let late = capture.keep(true, 60 * MS, (Header::default(), 0), frame(true, 3));
+    assert_eq!(late, Kept::Yes);
+    // One to a station that is sent twice is two.
+    from_source(&mut capture, false, 4);
+    keep(&mut capture, true, false, 4);
+    capture.settle();
+    assert_eq!(given(&mut capture), [1, 2, 3, 4, 2, 3, 4]);
+}
+
+#[test]
+fn what_is_kept_is_bounded() {
+    let mut capture = stopped();
+    for _ in 0..CAPTURE_FRAMES {
+        assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
+    }
+    assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
+    let mut capture = stopped();
+    let large: Arc<[u8]> = vec![0; 60_000].into();
+    let kept = (0..CAPTURE_FRAMES)
+        .take_while(|_| capture.keep(false, 0, (Header::default(), 0), large.clone()) == Kept::Yes)
+        .count();
+    assert_eq!(kept, CAPTURE_BYTES / 60_000);
+}
