@@ -34,6 +34,7 @@ pub mod filter;
 pub mod frame;
 mod gso;
 pub mod header;
+pub mod lifecycle;
 pub mod limit;
 pub mod nic;
 pub mod offload;

@@ -4,6 +4,8 @@
 //! so whatever holds one may rely on what the checks say.
 
 pub mod blk_v1;
+pub mod net;
+pub mod net_v1;
 pub mod queue_v1;
 
 use ferry_dataplane::lifecycle::Geometry;
@@ -18,6 +20,10 @@ use queue_v1::QueueV1;
 pub const KIND_BLK: u16 = 1;
 /// Section kind of one virtqueue.
 pub const KIND_QUEUE: u16 = 2;
+/// Section kind of a NIC.
+pub const KIND_NET: u16 = 3;
+/// Section kind of frames in hand.
+pub const KIND_FRAMES: u16 = 4;
 
 /// More queues than any front-end drives.
 pub const QUEUES_MAX: u16 = 256;
@@ -33,7 +39,7 @@ pub enum SchemaError {
     /// A section of another time.
     #[error(
         "device state has a section of kind {kind} version {version}, which this Ferry does \
-             not know; upgrade it before moving the disk here"
+             not know; upgrade it before moving the device here"
     )]
     Unknown {
         /// The section's kind.

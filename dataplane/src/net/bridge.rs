@@ -44,6 +44,7 @@ use crate::limits::{TAP_BATCH, TAP_WRITES};
 use crate::ring::{NetOp, Ring};
 use crate::segments::Segments;
 use capture::Capture;
+pub(crate) use capture::Teller;
 pub use capture::{Captured, Told};
 use path::Path;
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, bounded};
 
 use super::announce::Address;
-use super::bridge::{Bridge, Captured, Kind, Port, Told};
+use super::bridge::{Bridge, Captured, Kind, Port, Teller};
 use super::counters::PortCounters;
 use super::features::Offloads;
 use super::filter::Gate;
 use super::frame::Mac;
+use super::lifecycle::NicEvent;
 use super::limit::RateLimit;
 use super::queue::{FrameQueue, RxQueue, TxQueue};
 use super::table::Table;
@@ -196,10 +197,11 @@ impl NicPort {
     }
 
     /// The NIC is to leave this host: what is kept for its guest while its queues stand still is told
-    /// as well. The channel is bounded; what it has no room for is lost, and counted.
-    pub fn leave(&self, to: Sender<Told>) -> Result<(), LifecycleError> {
+    /// as well, as by port `called`. The channel is bounded; what it has no room for is lost, and counted.
+    pub fn leave(&self, to: Sender<NicEvent>, called: u16) -> Result<(), LifecycleError> {
         let port = self.port;
-        self.bridge.tell(move |bridge| bridge.leave(port, to))
+        let teller = Teller { to, port: called };
+        self.bridge.tell(move |bridge| bridge.leave(port, teller))
     }
 
     /// The guest runs at another host: frames are told and not kept. Those to groups are not told:

@@ -108,6 +108,9 @@ pub trait Kind: Send + Sync + Sized + 'static {
     /// ring runs still.
     fn stop(&self, at: usize) -> Result<Option<Vring>, Refusal>;
 
+    /// A ring has stopped; `state` knows it by now.
+    fn stopped(&self, _state: &State<Self>) {}
+
     /// Does `task` to the ring at `at` where it is served, between two polls, and returns when it is
     /// done. The task does not block.
     fn with_ring(

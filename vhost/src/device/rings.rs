@@ -36,7 +36,13 @@ impl<K: Kind> Device<K> {
         }
         let vring = self.kind.stop(at)?;
         state.rings[at].running = false;
-        let Some(vring) = vring else { return Ok(()) };
+        self.take_back(state, at, vring);
+        self.kind.stopped(state);
+        Ok(())
+    }
+
+    fn take_back(&self, state: &mut State<K>, at: usize, vring: Option<Vring>) {
+        let Some(vring) = vring else { return };
         if vring.recovering() > 0 {
             tracing::error!(
                 device = self.kind.name(),
@@ -54,7 +60,6 @@ impl<K: Kind> Device<K> {
         ring.base = vring.next_avail();
         ring.used_idx = vring.used_index();
         (ring.kick, ring.call, ring.err) = vring.into_eventfds();
-        Ok(())
     }
 
     /// Starts the rings for which everything is known. What is not yet there is not an error: the

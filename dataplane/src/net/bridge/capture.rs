@@ -20,6 +20,7 @@ use crossbeam_channel::Sender;
 
 use crate::limits::{CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS};
 use crate::net::header::Header;
+use crate::net::lifecycle::NicEvent;
 
 /// How much sooner one of two that are the same may come. A station that says the same thing twice
 /// waits longer.
@@ -60,13 +61,28 @@ pub(super) enum Kept {
     Elsewhere,
 }
 
+/// Whom a port tells.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    /// Bounded, and never waited for.
+    pub to: Sender<NicEvent>,
+    /// What the port is called there.
+    pub port: u16,
+}
+
+impl Teller {
+    fn tell(&self, told: Told) -> bool {
+        self.to.try_send(NicEvent::Told(self.port, told)).is_ok()
+    }
+}
+
 /// Where the guest's NIC is.
 #[derive(Debug, Default)]
 enum Place {
     #[default]
     Stays,
-    Leaves(Sender<Told>),
-    Gone(Sender<Told>),
+    Leaves(Teller),
+    Gone(Teller),
     Arrives(Arrival),
 }
 
@@ -161,7 +177,7 @@ impl Capture {
                 if group {
                     return Kept::Elsewhere;
                 }
-                to.try_send(Told::Frame(frame)).is_ok()
+                to.tell(Told::Frame(frame))
             }
             // The source has it as well.
             Place::Arrives(_) if !running => return Kept::Elsewhere,
@@ -174,7 +190,7 @@ impl Capture {
             _ if !self.on && !running => return Kept::NoLink,
             Place::Leaves(to) if !running => {
                 // What the mover cannot be told is lost there, and so it is here.
-                self.kept.push(frame.clone()) && to.try_send(Told::Frame(frame)).is_ok()
+                self.kept.push(frame.clone()) && to.tell(Told::Frame(frame))
             }
             _ => self.kept.push(frame),
         };
@@ -200,7 +216,9 @@ impl Capture {
     pub fn resumed(&mut self) {
         self.on = true;
         match &self.place {
-            Place::Leaves(to) => drop(to.try_send(Told::Resumed)),
+            Place::Leaves(to) => {
+                to.tell(Told::Resumed);
+            }
             // It came back by a way that nobody announced.
             Place::Gone(_) => self.place = Place::Stays,
             Place::Stays | Place::Arrives(_) => {}
@@ -223,9 +241,9 @@ impl Capture {
     }
 
     /// The NIC is to leave: what is kept, and what comes, is told as well.
-    pub fn leave(&mut self, to: Sender<Told>) {
+    pub fn leave(&mut self, to: Teller) {
         for frame in &self.kept.frames {
-            let _ = to.try_send(Told::Frame(frame.clone()));
+            to.tell(Told::Frame(frame.clone()));
         }
         self.place = Place::Leaves(to);
     }

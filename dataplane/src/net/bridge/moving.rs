@@ -1,9 +1,7 @@
 //! What a move asks of a guest's port.
 
-use crossbeam_channel::Sender;
-
 use super::forward::Frame;
-use super::{Bridge, Captured, Told};
+use super::{Bridge, Captured, Teller};
 use crate::net::announce::Address;
 use crate::net::frame::Start;
 use crate::net::header::Header;
@@ -24,7 +22,7 @@ impl Bridge {
     }
 
     /// Its NIC is to leave: what is kept, and what comes, is told as well.
-    pub fn leave(&mut self, port: u16, to: Sender<Told>) {
+    pub fn leave(&mut self, port: u16, to: Teller) {
         if let Some(guest) = self.guest(port) {
             guest.capture.leave(to);
         }

@@ -33,10 +33,16 @@ fn given(capture: &mut Capture) -> Vec<u8> {
     .collect()
 }
 
-fn told(from: &Receiver<Told>) -> Vec<Option<u8>> {
-    let number = |told| match told {
-        Told::Frame(frame) => Some(frame.bytes[3]),
-        Told::Resumed => None,
+fn teller() -> (Teller, Receiver<NicEvent>) {
+    let (to, told) = unbounded();
+    (Teller { to, port: 3 }, told)
+}
+
+fn told(from: &Receiver<NicEvent>) -> Vec<Option<u8>> {
+    let number = |event| match event {
+        NicEvent::Told(3, Told::Frame(frame)) => Some(frame.bytes[3]),
+        NicEvent::Told(3, Told::Resumed) => None,
+        other => panic!("{other:?}"),
     };
     from.try_iter().map(number).collect()
 }
@@ -65,7 +71,7 @@ fn frames_for_a_guest_that_stands_still_are_kept_for_it() {
 fn a_nic_that_leaves_tells_all_and_keeps_all() {
     let mut capture = stopped();
     keep(&mut capture, false, false, 1);
-    let (to, told_there) = unbounded();
+    let (to, told_there) = teller();
     capture.leave(to);
     keep(&mut capture, false, true, 2);
     assert_eq!(told(&told_there), [Some(1), Some(2)]);
@@ -83,7 +89,7 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
 #[test]
 fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     let mut capture = stopped();
-    let (to, told_there) = unbounded();
+    let (to, told_there) = teller();
     capture.leave(to);
     keep(&mut capture, false, false, 1);
     capture.gone();
