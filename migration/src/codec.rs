@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::ENVELOPE_BYTES_MAX;
-use crate::ids::Claim;
+use crate::ids::{Claim, DaemonId, MigrationId, NicId};
 use crate::negotiate::{Hello, Ready};
+use crate::schema::net_v1::FrameV1;
 
 /// The protocol spoken here. It stands in every frame's header.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -121,7 +122,7 @@ pub struct Returned {
     /// What it was.
     pub claim: Claim,
     /// The daemon that answers.
-    pub daemon: crate::ids::DaemonId,
+    pub daemon: DaemonId,
     /// Why, where the destination decided it.
     pub reason: String,
 }
@@ -132,7 +133,7 @@ pub struct Answer {
     /// What it is about.
     pub claim: Claim,
     /// The daemon that answers.
-    pub daemon: crate::ids::DaemonId,
+    pub daemon: DaemonId,
 }
 
 /// Stop, and throw the copy away.
@@ -175,6 +176,33 @@ pub struct Qmp {
 pub struct QmpReply {
     /// One JSON object.
     pub answer: String,
+}
+
+/// A NIC is on offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicHello {
+    /// The attempt.
+    pub migration: MigrationId,
+    /// Its name on both hosts.
+    pub nic: NicId,
+    /// The daemon that offers.
+    pub daemon: DaemonId,
+    /// The device as it is now, as an envelope.
+    pub shape: Vec<u8>,
+}
+
+/// A NIC's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicState {
+    /// As an envelope.
+    pub device_state: Vec<u8>,
+}
+
+/// Frames that reached the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicFrames {
+    /// Those of each port in their order.
+    pub frames: Vec<FrameV1>,
 }
 
 /// Everything that is said.
@@ -220,6 +248,24 @@ pub enum Message {
     NotGranted(Refused),
     /// Either: still here.
     Ping,
+    /// Source: a NIC is on offer.
+    NicHello(NicHello),
+    /// Destination: it is awaited.
+    NicReady,
+    /// Source: its rings stand still, and this is its state.
+    NicState(NicState),
+    /// Destination: imported.
+    NicTaken,
+    /// Source: frames for its guest.
+    NicFrames(NicFrames),
+    /// Destination: its guest runs here, announced.
+    NicActivated,
+    /// Source: nothing more comes first.
+    NicFence,
+    /// Source: its guest runs here again. What was sent is void.
+    NicResumed,
+    /// Source: the conversation is over. A NIC that was not activated does not come.
+    NicDone,
 }
 
 /// Why a frame cannot be read or written.
@@ -405,6 +451,15 @@ impl Message {
             Message::NotGranted(m) => pack(18, m),
             Message::Digest(m) => pack(19, m),
             Message::Differs(m) => pack(20, m),
+            Message::NicHello(m) => pack(21, m),
+            Message::NicReady => pack(22, &()),
+            Message::NicState(m) => pack(23, m),
+            Message::NicTaken => pack(24, &()),
+            Message::NicFrames(m) => pack(25, m),
+            Message::NicActivated => pack(26, &()),
+            Message::NicFence => pack(27, &()),
+            Message::NicResumed => pack(28, &()),
+            Message::NicDone => pack(29, &()),
         }
     }
 
@@ -430,6 +485,15 @@ impl Message {
             18 => Message::NotGranted(unpack(meta)?),
             19 => Message::Digest(unpack(meta)?),
             20 => Message::Differs(unpack(meta)?),
+            21 => Message::NicHello(unpack(meta)?),
+            22 => unpack::<()>(meta).map(|()| Message::NicReady)?,
+            23 => Message::NicState(unpack(meta)?),
+            24 => unpack::<()>(meta).map(|()| Message::NicTaken)?,
+            25 => Message::NicFrames(unpack(meta)?),
+            26 => unpack::<()>(meta).map(|()| Message::NicActivated)?,
+            27 => unpack::<()>(meta).map(|()| Message::NicFence)?,
+            28 => unpack::<()>(meta).map(|()| Message::NicResumed)?,
+            29 => unpack::<()>(meta).map(|()| Message::NicDone)?,
             other => {
                 return Err(CodecError::Protocol(format!(
                     "unknown message kind {other}"

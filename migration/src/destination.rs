@@ -26,9 +26,10 @@ use std::time::{Duration, Instant};
 
 use ferry_dataplane::backend::file::Image;
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
+use ferry_dataplane::net::lifecycle::NicLifecycle;
 
 use crate::codec::{
-    self, Answer, CodecError, HandBack, Message, QMP_BYTES_MAX, Qmp, QmpReply, Returned,
+    self, Answer, CodecError, HandBack, Message, NicHello, QMP_BYTES_MAX, Qmp, QmpReply, Returned,
     read_frame, refused, write_message,
 };
 use crate::handover::{self, Datastore, Step, Together, Word};
@@ -37,6 +38,7 @@ use crate::lease::Ownership;
 use crate::lease::ownership::{Applied, OwnershipError};
 use crate::lease::shared::{ClaimError, SharedDisk};
 use crate::negotiate::Hello;
+use crate::nic;
 use crate::phase::{Event, Phase};
 use crate::qmp;
 use crate::transport::{self, Paced};
@@ -102,6 +104,11 @@ pub trait DestinationHost: Send + Sync {
     /// The ownership of a disk this host knows, in whatever phase, by its record.
     fn ownership(&self, disk: &DiskId) -> Option<Arc<Ownership>>;
 
+    /// The device that a NIC arrives at. A refusal's text goes to the source.
+    fn nic(&self, hello: &NicHello) -> Result<Arc<dyn NicLifecycle>, String> {
+        Err(format!("no NIC {} is awaited there", hello.nic))
+    }
+
     /// Runs one command on a VMM's monitor; it passed [`crate::qmp::checked`]. The host knows which
     /// sockets are its VMMs' and refuses others.
     fn qmp(&self, socket: &Path, command: &str) -> Result<String, String>;
@@ -126,6 +133,7 @@ pub fn serve_connection(mut stream: TcpStream, host: &Arc<dyn DestinationHost>) 
     };
     let answer = match first {
         Message::Hello(hello) => return session::receive(stream, host, &hello),
+        Message::NicHello(hello) => return nic::receive(stream, host, &hello),
         Message::HandBack(ask) => answer_hand_back(host, &ask),
         Message::Abort(abort) => session::abort(host, &abort),
         Message::Qmp(command) => answer_qmp(host, &command),

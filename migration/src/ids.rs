@@ -111,6 +111,9 @@ impl fmt::Display for DiskId {
     }
 }
 
+/// A NIC's name, of the same form.
+pub type NicId = DiskId;
+
 /// What every message of a handover is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Claim {

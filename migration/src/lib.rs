@@ -27,6 +27,7 @@
 //! - [`phase`] is the table of who owns a disk, [`lease`] its durable record, [`handover`] the order
 //!   in which each side records, speaks and serves.
 //! - [`source`] and [`destination`] are the two ends of a move.
+//! - [`nic`] moves a NIC.
 //! - [`envelope`] and [`schema`] carry a device's state.
 //! - [`codec`], [`negotiate`] and [`transport`] carry the words.
 
@@ -38,6 +39,7 @@ pub mod handover;
 pub mod ids;
 pub mod lease;
 pub mod negotiate;
+pub mod nic;
 pub mod phase;
 pub mod qmp;
 pub mod report;

@@ -1,9 +1,12 @@
 //! The virtio network device (virtio 1.2, section 5.1).
 
+mod arrival;
 pub mod config;
 pub mod control;
 pub mod device;
+pub mod lifecycle;
 pub mod queue;
+mod transfer;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

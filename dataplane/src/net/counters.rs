@@ -80,6 +80,30 @@ pub struct PortTotals {
     pub broken_queues: u64,
 }
 
+impl PortTotals {
+    /// Adds what was counted between two readings.
+    pub fn add_since(&mut self, before: &PortTotals, now: &PortTotals) {
+        let add = |to: &mut u64, before: u64, now: u64| {
+            *to = to.saturating_add(now.saturating_sub(before));
+        };
+        add(&mut self.rx_frames, before.rx_frames, now.rx_frames);
+        add(&mut self.rx_bytes, before.rx_bytes, now.rx_bytes);
+        add(&mut self.tx_frames, before.tx_frames, now.tx_frames);
+        add(&mut self.tx_bytes, before.tx_bytes, now.tx_bytes);
+        add(&mut self.no_buffers, before.no_buffers, now.no_buffers);
+        add(&mut self.spoofed, before.spoofed, now.spoofed);
+        add(&mut self.malformed, before.malformed, now.malformed);
+        add(&mut self.limited, before.limited, now.limited);
+        add(&mut self.too_large, before.too_large, now.too_large);
+        add(&mut self.no_link, before.no_link, now.no_link);
+        add(
+            &mut self.capture_lost,
+            before.capture_lost,
+            now.capture_lost,
+        );
+    }
+}
+
 impl PortCounters {
     /// The guest received so many frames, of so many bytes together.
     pub fn received(&self, frames: u64, bytes: u64) {

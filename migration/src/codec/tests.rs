@@ -39,6 +39,30 @@ fn samples() -> Vec<Message> {
             }],
         }),
         Message::Ready(Ready { daemon, kept: true }),
+        Message::NicHello(NicHello {
+            migration: claim.migration,
+            nic: claim.disk.clone(),
+            daemon,
+            shape: vec![1, 2, 3],
+        }),
+        Message::NicReady,
+        Message::NicState(NicState {
+            device_state: vec![7; 300],
+        }),
+        Message::NicTaken,
+        Message::NicFrames(NicFrames {
+            frames: vec![FrameV1 {
+                port: 1,
+                seq: 300,
+                header: [9; 12],
+                ether_type: 0x0800,
+                bytes: vec![5; 60],
+            }],
+        }),
+        Message::NicActivated,
+        Message::NicFence,
+        Message::NicResumed,
+        Message::NicDone,
         Message::Digest(Digest {
             tag: Tag::Bulk(2),
             offset_bytes: 512,

@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use ferry_dataplane::net::header::Header;
+use ferry_dataplane::net::lifecycle::{Captured, PortFrame};
+
 use super::net_v1::{FrameV1, NetV1};
 use super::queue_v1::QueueV1;
 use super::{
@@ -136,6 +139,30 @@ pub fn check_frame(frame: &FrameV1) -> Result<(), SchemaError> {
         return Err(invalid(format!("a frame of {} bytes", frame.bytes.len())));
     }
     Ok(())
+}
+
+/// A frame as it is sent.
+pub fn frame_v1(it: &PortFrame) -> FrameV1 {
+    FrameV1 {
+        port: it.port,
+        seq: it.frame.seq,
+        header: it.frame.header.to_bytes(),
+        ether_type: it.frame.ether_type,
+        bytes: it.frame.bytes.to_vec(),
+    }
+}
+
+/// A frame that was sent.
+pub fn port_frame(it: FrameV1) -> PortFrame {
+    PortFrame {
+        port: it.port,
+        frame: Captured {
+            seq: it.seq,
+            header: Header::parse(&it.header),
+            ether_type: it.ether_type,
+            bytes: it.bytes.into(),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -97,6 +97,11 @@ impl<K: Kind> State<K> {
         }
     }
 
+    /// Whether a front-end has said anything of its guest.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.features != 0
+    }
+
     pub(crate) fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }

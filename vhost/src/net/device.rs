@@ -10,20 +10,30 @@
 //! to itself as QEMU does. For one that keeps it nothing is filtered here, whatever was negotiated.
 
 use std::any::Any;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam_channel::Sender;
 use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::features::Offloads;
+use ferry_dataplane::net::frame::Mac;
+use ferry_dataplane::net::lifecycle::NicEvent;
 use ferry_dataplane::net::nic::NicPort;
 use ferry_dataplane::net::queue::FrameQueue;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+};
 
+use super::arrival::Arrival;
 use super::config::{self, NetOptions, NetOptionsError, feature};
 use super::control::ring::ControlRing;
 use super::control::standing::Standing;
 use super::control::{ControlSettings, SettingsError};
 use super::queue::{NetRing, Rules, RxVring, TxVring};
+use super::transfer::Transfer;
 use crate::device::{self, Device, Kind, PROTOCOL_FEATURES, Refusal, State};
 use crate::vring::Vring;
 
@@ -61,12 +71,27 @@ pub type NetDevice = Device<Net>;
 /// The kind of device that a NIC is.
 pub struct Net {
     name: Arc<str>,
-    options: NetOptions,
-    attachment: Arc<Attachment>,
-    standing: Arc<Standing>,
+    pub(super) options: NetOptions,
+    pub(super) attachment: Arc<Attachment>,
+    pub(super) standing: Arc<Standing>,
     /// Which ring is the control queue.
     control_at: AtomicUsize,
     control: Mutex<Option<ControlRing>>,
+    /// Names this device, since it was made, to whom its frames go.
+    pub(super) origin: u64,
+    arrival: Mutex<Arrival>,
+}
+
+/// What a NIC keeps under its device's lock.
+#[derive(Default)]
+pub struct Own {
+    /// What went through it on other hosts, and through its ports here before it came.
+    pub(super) carried: PortTotals,
+    pub(super) since: PortTotals,
+    /// Who is told, while it leaves.
+    pub(super) told: Option<Sender<NicEvent>>,
+    /// Of its state, by way of the VMM.
+    transfer: Option<Transfer>,
 }
 
 /// Which way a ring goes.
@@ -95,8 +120,10 @@ impl NetDevice {
             control: Mutex::new(None),
             options,
             attachment,
+            origin: RandomState::new().build_hasher().finish(),
+            arrival: Mutex::default(),
         };
-        Ok(Device::without_front_end(kind, ()))
+        Ok(Device::without_front_end(kind, Own::default()))
     }
 
     /// What it offers.
@@ -158,6 +185,19 @@ impl NetDevice {
 }
 
 impl Net {
+    pub(super) fn arrival(&self) -> MutexGuard<'_, Arrival> {
+        self.arrival.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was captured for the guest is for nobody.
+    pub(super) fn drop_captured(&self) {
+        for port in self.attachment.guests() {
+            if let Err(error) = port.capture(false) {
+                tracing::warn!(device = %self.name, %error, "what was captured is kept");
+            }
+        }
+    }
+
     fn way(&self, at: usize) -> Way {
         let pair = u16::try_from(at / 2).unwrap_or(u16::MAX);
         match at % 2 {
@@ -238,7 +278,7 @@ impl Net {
 }
 
 impl Kind for Net {
-    type Own = ();
+    type Own = Own;
 
     fn name(&self) -> &str {
         &self.name
@@ -257,11 +297,25 @@ impl Kind for Net {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        PROTOCOL_FEATURES | VhostUserProtocolFeatures::CONFIG
+        PROTOCOL_FEATURES
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::DEVICE_STATE
     }
 
     fn config(&self, _state: &State<Net>) -> Vec<u8> {
         config::space(&self.options, self.standing.now()).to_vec()
+    }
+
+    fn may_start(&self, at: usize, base: u16) -> bool {
+        let expected = self.arrival().fits(at, base);
+        if !expected {
+            tracing::error!(
+                device = %self.name, queue = at, base,
+                "the ring does not begin where the NIC's state says it stopped: this is not the machine \
+                 that the NIC came with, and it is not served"
+            );
+        }
+        expected
     }
 
     fn start(
@@ -278,6 +332,12 @@ impl Kind for Net {
                 let (port, queue) = self.port(pair);
                 port.capture(true)?;
                 port.start_rx(queue, Box::new(RxVring::new(name, ring, rules)))?;
+                let mac = Mac(self.options.mac.unwrap_or_default());
+                let arrived = self.arrival().activate(&self.name, mac, &self.attachment);
+                // Besides what its host says of it.
+                if arrived && self.standing.announce() {
+                    state.tell_config_changed(&self.name);
+                }
             }
             Way::Tx(pair) => {
                 let (port, queue) = self.port(pair);
@@ -299,6 +359,7 @@ impl Kind for Net {
                 )));
             }
         }
+        self.arrival().started(at);
         Ok(())
     }
 
@@ -364,18 +425,52 @@ impl Kind for Net {
         }
     }
 
-    /// What came for a guest that is gone is for nobody.
-    fn disconnected(&self, _state: &mut State<Net>) {
+    fn stopped(&self, state: &State<Net>) {
+        if let Some(told) = &state.own.told
+            && state.running().next().is_none()
+        {
+            let _ = told.try_send(NicEvent::Stopped);
+        }
+    }
+
+    /// What came for a guest that is gone is for nobody, unless it has gone elsewhere.
+    fn disconnected(&self, state: &mut State<Net>) {
         self.place_control(0);
-        if let Err(error) = self.standing.left() {
+        if !self.arrival().is_pending()
+            && let Err(error) = self.standing.left()
+        {
             tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
         }
-        for pair in 0..self.options.queue_pairs {
-            let (port, _) = self.port(pair);
-            if let Err(error) = port.capture(false) {
-                tracing::warn!(device = %self.name, %error, "what was captured is kept");
-            }
+        if state.own.told.is_none() && !self.arrival().is_pending() {
+            self.drop_captured();
         }
+    }
+
+    fn set_device_state(
+        &self,
+        state: &mut State<Net>,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> Result<Option<File>, Refusal> {
+        if state.own.transfer.as_ref().is_some_and(Transfer::is_busy) {
+            return Err(Refusal::invalid("the device's state is carried already"));
+        }
+        state.own.transfer = Some(match direction {
+            VhostTransferStateDirection::SAVE => Transfer::save(self.export_state(state)?, file)?,
+            VhostTransferStateDirection::LOAD => Transfer::load(file)?,
+        });
+        Ok(None)
+    }
+
+    fn check_device_state(&self, state: &mut State<Net>) -> Result<(), Refusal> {
+        let Some(transfer) = state.own.transfer.take() else {
+            return Err(Refusal::invalid("no device state was carried"));
+        };
+        if let Some(loaded) = transfer.end()? {
+            self.import_state(state, &loaded)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,353 @@
+//! A NIC as a migration sees it.
+
+use crossbeam_channel::Sender;
+use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::net::announce::Address;
+use ferry_dataplane::net::counters::PortTotals;
+use ferry_dataplane::net::frame::Mac;
+use ferry_dataplane::net::lifecycle::{ActivatedHook, Captured, NicEvent, NicLifecycle, PortFrame};
+use ferry_migration::schema::net::{NetState, STATE_FRAME_BYTES_MAX, frame_v1, port_frame};
+use ferry_migration::schema::net_v1::{AddressV1, CountersV1, NetV1};
+use ferry_migration::schema::queue_v1::QueueV1;
+
+use super::arrival;
+use super::device::{Net, NetDevice, Own};
+use crate::device::{Kind, State, feature as common};
+
+/// Counts, as they are carried.
+struct Totals(PortTotals);
+
+impl Totals {
+    fn to_v1(&self) -> CountersV1 {
+        let it = &self.0;
+        CountersV1 {
+            rx_frames: it.rx_frames,
+            rx_bytes: it.rx_bytes,
+            tx_frames: it.tx_frames,
+            tx_bytes: it.tx_bytes,
+            dropped: [
+                it.no_buffers,
+                it.spoofed,
+                it.malformed,
+                it.limited,
+                it.too_large,
+                it.no_link,
+                it.capture_lost,
+            ],
+        }
+    }
+
+    fn of_v1(counters: &CountersV1) -> PortTotals {
+        let [
+            no_buffers,
+            spoofed,
+            malformed,
+            limited,
+            too_large,
+            no_link,
+            capture_lost,
+        ] = counters.dropped;
+        PortTotals {
+            rx_frames: counters.rx_frames,
+            rx_bytes: counters.rx_bytes,
+            tx_frames: counters.tx_frames,
+            tx_bytes: counters.tx_bytes,
+            no_buffers,
+            spoofed,
+            malformed,
+            limited,
+            too_large,
+            no_link,
+            capture_lost,
+        }
+    }
+}
+
+fn bad(error: impl std::fmt::Display) -> LifecycleError {
+    LifecycleError::BadState(error.to_string())
+}
+
+impl Net {
+    pub(super) fn local_totals(&self) -> PortTotals {
+        let mut totals = PortTotals::default();
+        for port in self.attachment.guests() {
+            port.counters().add_to(&mut totals);
+        }
+        totals
+    }
+
+    /// The device without its queues.
+    fn net_v1(&self, state: &State<Net>) -> Result<NetV1, LifecycleError> {
+        let mut addresses = Vec::new();
+        for port in self.attachment.guests() {
+            for Address { vlan, ip } in port.spoken()? {
+                let address = AddressV1 { vlan, ip };
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        Ok(NetV1 {
+            origin: self.origin,
+            mac: self.options.mac.unwrap_or_default(),
+            mtu: self.options.mtu.unwrap_or_default(),
+            queue_pairs: self.options.queue_pairs,
+            acked_features: state.machine().0,
+            link_up: true,
+            control: None,
+            addresses,
+            counters: Totals(state.own.totals(self.local_totals())).to_v1(),
+        })
+    }
+
+    fn queues_v1(&self, state: &State<Net>) -> Vec<QueueV1> {
+        let (features, rings) = state.machine();
+        let rings = (0u16..).zip(rings);
+        rings
+            .map(|(index, ring)| QueueV1 {
+                index,
+                size: ring.reported_size(),
+                next_avail: ring.base,
+                used_idx: ring.used_idx,
+                enabled: ring.enabled,
+                event_idx: features & common::EVENT_IDX != 0,
+            })
+            .collect()
+    }
+
+    pub(super) fn frames_in_hand(&self) -> Result<Vec<PortFrame>, LifecycleError> {
+        let mut frames = Vec::new();
+        for (port, there) in (0u16..).zip(self.attachment.guests()) {
+            let kept = there.in_hand()?.into_iter();
+            frames.extend(kept.map(|frame| PortFrame { port, frame }));
+        }
+        Ok(frames)
+    }
+
+    pub(super) fn export_state(&self, state: &State<Net>) -> Result<Vec<u8>, LifecycleError> {
+        if state.running().next().is_some() {
+            return Err(LifecycleError::Refused(
+                "its rings run; the VM must be stopped first".into(),
+            ));
+        }
+        let mut room = STATE_FRAME_BYTES_MAX;
+        let mut frames = Vec::new();
+        for frame in self.frames_in_hand()? {
+            let Some(left) = room.checked_sub(frame.frame.bytes.len() + 64) else {
+                break;
+            };
+            room = left;
+            frames.push(frame_v1(&frame));
+        }
+        NetState::new(self.net_v1(state)?, self.queues_v1(state), frames)
+            .and_then(|state| state.encode())
+            .map_err(bad)
+    }
+
+    fn check_net(&self, theirs: &NetV1) -> Result<(), LifecycleError> {
+        let refuse = |why: String| Err(LifecycleError::BadState(why));
+        let mac = self.options.mac.unwrap_or_default();
+        if theirs.mac != mac {
+            return refuse(format!(
+                "the NIC there is {}, and the one here {}; give both the same --mac",
+                Mac(theirs.mac),
+                Mac(mac)
+            ));
+        }
+        if theirs.queue_pairs != self.options.queue_pairs {
+            return refuse(format!(
+                "the NIC there has {} pairs of queues, and the one here {}; give both the same \
+                 --queue-pairs",
+                theirs.queue_pairs, self.options.queue_pairs
+            ));
+        }
+        if theirs.mtu != self.options.mtu.unwrap_or_default() {
+            return refuse(format!(
+                "the NIC there has an MTU of {}, and the one here of {}; give both the same --mtu",
+                theirs.mtu,
+                self.options.mtu.unwrap_or_default()
+            ));
+        }
+        let unknown = theirs.acked_features & !self.features();
+        if unknown != 0 {
+            return refuse(format!(
+                "the guest uses features {unknown:#x}, which are not offered here"
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn import_state(
+        &self,
+        state: &mut State<Net>,
+        envelope: &[u8],
+    ) -> Result<(), LifecycleError> {
+        let incoming = NetState::decode(envelope).map_err(bad)?;
+        self.check_net(&incoming.net)?;
+        if state.running().next().is_some() {
+            return Err(LifecycleError::Refused(
+                "a guest runs on the NIC here already".into(),
+            ));
+        }
+        let mut arrival = self.arrival();
+        if !arrival.is_pending() {
+            for port in self.attachment.guests() {
+                port.arrive()?;
+            }
+            arrival.begin();
+        }
+        let bases = incoming.queues.iter().map(|queue| queue.next_avail);
+        arrival.expect(bases, incoming.net.acked_features == 0);
+        let local = self.local_totals();
+        state
+            .own
+            .carry(Totals::of_v1(&incoming.net.counters), local);
+        let address = |it: &AddressV1| Address {
+            vlan: it.vlan,
+            ip: it.ip,
+        };
+        let addresses: Vec<Address> = incoming.net.addresses.iter().map(address).collect();
+        for port in self.attachment.guests() {
+            port.set_spoken(addresses.clone())?;
+        }
+        let frames = incoming.frames.into_iter().map(port_frame).collect();
+        let frames = arrival.new_ones(incoming.net.origin, frames);
+        drop(arrival);
+        self.pass_on(frames)
+    }
+
+    /// Each to the port that has the place of the source's.
+    fn pass_on(&self, frames: Vec<PortFrame>) -> Result<(), LifecycleError> {
+        let ports = self.attachment.guests();
+        let mut of_port: Vec<Vec<Captured>> = ports.iter().map(|_| Vec::new()).collect();
+        let count = of_port.len();
+        for it in frames {
+            of_port[usize::from(it.port) % count].push(it.frame);
+        }
+        for (port, frames) in ports.into_iter().zip(of_port) {
+            if !frames.is_empty() {
+                port.deliver(frames)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Own {
+    /// Counts of the NIC on all hosts.
+    pub(super) fn totals(&self, local: PortTotals) -> PortTotals {
+        let mut totals = self.carried;
+        totals.add_since(&self.since, &local);
+        totals
+    }
+
+    fn carry(&mut self, carried: PortTotals, local: PortTotals) {
+        (self.carried, self.since) = (carried, local);
+    }
+}
+
+impl NetDevice {
+    /// What went through the NIC, on whatever host it was.
+    pub fn totals(&self) -> PortTotals {
+        let local = self.kind.local_totals();
+        self.state().own.totals(local)
+    }
+}
+
+impl NicLifecycle for NetDevice {
+    fn shape(&self) -> Result<Vec<u8>, LifecycleError> {
+        let state = self.state();
+        let queues = self.kind.queues_v1(&state);
+        NetState::new(self.kind.net_v1(&state)?, queues, Vec::new())
+            .and_then(|state| state.encode())
+            .map_err(bad)
+    }
+
+    fn check(&self, envelope: &[u8]) -> Result<(), LifecycleError> {
+        let theirs = NetState::decode(envelope).map_err(bad)?;
+        self.kind.check_net(&theirs.net)
+    }
+
+    fn leave(&self, told: Sender<NicEvent>) -> Result<(), LifecycleError> {
+        let mut state = self.state();
+        for (called, port) in (0u16..).zip(self.kind.attachment.guests()) {
+            port.capture(true)?;
+            port.leave(told.clone(), called)?;
+        }
+        if state.running().next().is_none() {
+            let _ = told.try_send(NicEvent::Stopped);
+        }
+        state.own.told = Some(told);
+        Ok(())
+    }
+
+    fn export(&self) -> Result<Vec<u8>, LifecycleError> {
+        self.kind.export_state(&self.state())
+    }
+
+    fn in_hand(&self) -> Result<Vec<PortFrame>, LifecycleError> {
+        self.kind.frames_in_hand()
+    }
+
+    fn gone(&self) -> Result<(), LifecycleError> {
+        let ports = self.kind.attachment.guests();
+        ports.into_iter().try_for_each(|port| port.gone())
+    }
+
+    fn stay(&self) {
+        let mut state = self.state();
+        state.own.told = None;
+        for port in self.kind.attachment.guests() {
+            if let Err(error) = port.stay() {
+                tracing::warn!(device = self.kind.name(), %error, "the NIC's frames go elsewhere");
+            }
+        }
+        if !state.is_connected() {
+            self.kind.drop_captured();
+        }
+    }
+
+    fn arrive(&self, activated: ActivatedHook) -> Result<(), LifecycleError> {
+        let mut state = self.state();
+        if state.running().next().is_some() {
+            return Err(LifecycleError::Refused(
+                "a guest runs on the NIC there already; a machine arrives at one that waits, as \
+                 under -incoming"
+                    .into(),
+            ));
+        }
+        state.own.told = None;
+        let mut arrival = self.kind.arrival();
+        for port in self.kind.attachment.guests() {
+            port.arrive()?;
+        }
+        arrival.attend(activated);
+        Ok(())
+    }
+
+    fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError> {
+        self.kind.import_state(&mut self.state(), envelope)
+    }
+
+    fn deliver(&self, origin: u64, frames: Vec<PortFrame>) -> Result<(), LifecycleError> {
+        let frames = self.kind.arrival().new_ones(origin, frames);
+        self.kind.pass_on(frames)
+    }
+
+    fn settle(&self) {
+        let mut arrival = self.kind.arrival();
+        if arrival.is_pending() {
+            arrival.unattended();
+        } else {
+            arrival::settle(&self.kind.attachment, self.kind.name());
+        }
+    }
+
+    fn void(&self) {
+        let mut arrival = self.kind.arrival();
+        if arrival.is_pending() {
+            *arrival = arrival::Arrival::default();
+            self.kind.drop_captured();
+        }
+    }
+}
