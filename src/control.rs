@@ -16,6 +16,7 @@ use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
 use crate::events::{About, What};
+use crate::migrate::nics::{self, MoveNic};
 use crate::migrate::{MachineRequest, MoveDisks};
 use crate::name::Name;
 use crate::workers;
@@ -194,6 +195,16 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let started = migrations.start(daemon, &take::<MoveDisks>(parameters)?)?;
             let status = started.iter().map(|(handle, _)| handle.status());
             serde_json::to_value(status.collect::<Vec<_>>()).map_err(Failure::of)
+        }
+        "migrate.nic" => {
+            let wanted: MoveNic = take(parameters)?;
+            let handle = migrations.nics.start(daemon, &wanted)?;
+            Ok(nics::line(&wanted.id, &handle, &wanted.to))
+        }
+        "migrate.cancel_nic" => {
+            let nic: OneNic = take(parameters)?;
+            migrations.cancel_nic(&nic.id)?;
+            Ok(json!({ "cancelled": nic.id }))
         }
         "migrate.machine" => {
             let request: MachineRequest = take(parameters)?;

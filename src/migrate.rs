@@ -1,6 +1,7 @@
 //! The daemon's outgoing migrations: of disks, and of whole machines.
 
 mod machine;
+pub mod nics;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,9 @@ use serde_json::{Value, json};
 use crate::daemon::Daemon;
 use crate::daemon::disks::Served;
 use crate::error::{Done, Failure};
+use crate::name::Name;
 pub use machine::{MachineMove, MachineRequest};
+use nics::NicMoves;
 
 /// How long a release may take before the caller hears that it is still under way. The VM is
 /// stopped meanwhile.
@@ -59,6 +62,7 @@ struct Outgoing {
 pub struct Migrations {
     disks: Mutex<BTreeMap<DiskId, Outgoing>>,
     machines: Mutex<Vec<Arc<MachineMove>>>,
+    pub nics: NicMoves,
 }
 
 impl Migrations {
@@ -276,6 +280,19 @@ impl Migrations {
         cancelled
     }
 
+    /// Calls a NIC's move off, and that of its machine.
+    pub fn cancel_nic(&self, id: &Name) -> Done {
+        let machines = self.machines().clone();
+        let mut of_machine = machines
+            .iter()
+            .filter(|it| !it.is_over() && it.moves_nic(id));
+        if let Some(machine) = of_machine.next() {
+            machine.cancel();
+            return Ok(());
+        }
+        self.nics.cancel(id)
+    }
+
     /// A person's word that the peer is off: a disk in doubt is served here again.
     pub fn resolve(&self, id: &DiskId, fenced: DaemonId) -> Done {
         Ok(self.handle(id)?.resolve(fenced, RELEASE_PATIENCE)?)
@@ -319,16 +336,21 @@ impl Migrations {
         request: MachineRequest,
     ) -> Done<Arc<MachineMove>> {
         let mut machines = self.machines();
-        machines
-            .retain(|other| !other.is_over() || !request.disks.iter().any(|id| other.moves(id)));
-        if let Some(id) = request
-            .disks
+        machines.retain(|other| !other.is_over() || !request.shares_with(other.request()));
+        if let Some(other) = machines
             .iter()
-            .find(|id| machines.iter().any(|m| m.moves(id)))
+            .find(|other| request.shares_with(other.request()))
         {
+            let of = other.request();
+            let (disk, nic) = (of.disks.first(), of.nics.first());
+            let (of, cancel) = match (disk, nic) {
+                (Some(disk), _) => (format!("disk {disk}"), disk.to_string()),
+                (None, Some(nic)) => (format!("nic {nic}"), format!("--nic {nic}")),
+                (None, None) => unreachable!("a machine has one of them"),
+            };
             return Err(Failure::Failed(format!(
-                "the machine with disk {id} is being moved already; see ferry migrate status, or \
-                 cancel it: ferry migrate cancel {id}"
+                "the machine with {of} is being moved already; see ferry migrate status, or cancel \
+                 it: ferry migrate cancel {cancel}"
             )));
         }
         let machine = machine::start(daemon, request)?;
@@ -344,7 +366,7 @@ impl Migrations {
             .iter()
             .map(|machine| machine.line())
             .collect();
-        json!({ "disks": disks, "machines": machines })
+        json!({ "disks": disks, "nics": self.nics.lines(), "machines": machines })
     }
 
     /// Cancels what can be cancelled, for the end of the daemon. Machines first: each is brought
@@ -355,6 +377,7 @@ impl Migrations {
         machines
             .iter()
             .for_each(|machine| machine.wait_over(STOP_PATIENCE));
+        self.nics.stop();
         let disks = std::mem::take(&mut *self.disks());
         for out in disks.values() {
             // Refused after a release: the record says the rest, to the next daemon.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::control::Client;
 use crate::error::{Done, Failure};
+use crate::name::Name;
 use crate::output;
 
 /// How often progress is asked for.
@@ -68,18 +69,37 @@ pub fn follow_disk(client: &mut Client, id: &DiskId) -> Done<Value> {
     }
 }
 
+/// Waits until a NIC is awaited at the other host.
+pub fn follow_nic(client: &mut Client, id: &Name) -> Done<Value> {
+    loop {
+        let status = client.call("migrate.status", json!({}))?;
+        let mut nics = status["nics"].as_array().into_iter().flatten();
+        let line = nics.find(|line| line["id"] == json!(id)).cloned();
+        let line = line.ok_or_else(|| Failure::Failed(format!("nic {id} is not being moved")))?;
+        let why = line["reason"].as_str();
+        match (line["phase"].as_str(), why) {
+            (Some("connecting"), _) => std::thread::sleep(PROGRESS_INTERVAL),
+            (Some("failed" | "cancelled"), why) => {
+                let why = why.unwrap_or("cancelled");
+                return Err(Failure::Failed(format!("nic {id} is not moved: {why}")));
+            }
+            _ => return Ok(line),
+        }
+    }
+}
+
 /// Shows a machine's move until it is over.
-pub fn follow_machine(client: &mut Client, disks: &[DiskId]) -> Done<Value> {
+pub fn follow_machine(client: &mut Client, disks: &[DiskId], nics: &[Name]) -> Done<Value> {
     let bar = bar();
     loop {
         let status = client.call("migrate.status", json!({}))?;
         let machines = status["machines"].as_array().into_iter().flatten();
         let line = machines
             .into_iter()
-            .rfind(|line| line["disks"] == json!(disks))
+            .rfind(|line| line["disks"] == json!(disks) && line["nics"] == json!(nics))
             .cloned();
         let line = line.ok_or_else(|| Failure::Failed("the daemon forgot the machine".into()))?;
-        let of = |disk: &&Value| disk["id"] == json!(disks[0]);
+        let of = |disk: &&Value| disk["id"] == json!(disks.first());
         if let Some(disk) = status["disks"].as_array().into_iter().flatten().find(of) {
             advance(&bar, disk);
         }

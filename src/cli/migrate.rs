@@ -6,10 +6,11 @@ use clap::{Args, Subcommand};
 use ferry_migration::ids::{DaemonId, DiskId};
 use serde_json::{Value, json};
 
-use super::follow::{follow_disk, follow_machine};
+use super::follow::{follow_disk, follow_machine, follow_nic};
 use super::{cell, show};
 use crate::control::Client;
 use crate::error::Done;
+use crate::name::Name;
 use crate::output;
 
 /// What may be done with moves.
@@ -26,6 +27,14 @@ pub enum MigrateCommand {
         #[command(flatten)]
         source: SourceArguments,
     },
+    /// Have a NIC awaited at another host, and pass on what reaches it here while its VM goes there.
+    Nic {
+        /// Its name.
+        id: Name,
+        /// The other daemon.
+        #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
+        to: String,
+    },
     /// Hand a copied disk over, and those that move with it. Its VM must be stopped, as at QEMU's pre-switchover. A VM whose
     /// rings start at the other host where they stopped here does it by itself.
     #[command(visible_alias = "commit")]
@@ -33,11 +42,14 @@ pub enum MigrateCommand {
         /// Its name.
         id: DiskId,
     },
-    /// Move a QEMU machine: its disks first, then the rest.
+    /// Move a QEMU machine: its disks first, then the rest, with its NICs.
     Vm {
         /// A disk of the machine; repeat for each.
-        #[arg(long = "disk", value_name = "ID", required = true)]
+        #[arg(long = "disk", value_name = "ID", required_unless_present = "nics")]
         disks: Vec<DiskId>,
+        /// A NIC of the machine; repeat for each.
+        #[arg(long = "nic", value_name = "ID")]
+        nics: Vec<Name>,
         /// The other daemon.
         #[arg(long, value_name = "HOST:PORT", value_parser = peer_address)]
         to: String,
@@ -67,10 +79,13 @@ pub enum MigrateCommand {
     },
     /// What is being moved, and how far it is.
     Status,
-    /// Stop moving a disk; it is served here as before.
+    /// Stop moving a disk, or a NIC; it is served here as before.
     Cancel {
         /// Its name.
-        id: DiskId,
+        id: Name,
+        /// It is a NIC's.
+        #[arg(long)]
+        nic: bool,
     },
 }
 
@@ -126,6 +141,16 @@ pub fn run(command: MigrateCommand, client: &mut Client) -> Done {
                 )
             });
         }
+        MigrateCommand::Nic { id, to } => {
+            client.call("migrate.nic", json!({ "id": id, "to": to }))?;
+            let line = follow_nic(client, &id)?;
+            show(&line, |_| {
+                format!(
+                    "nic {id} is awaited at {to}\nnext: migrate its VM there; or ferry migrate cancel \
+                     --nic {id}"
+                )
+            });
+        }
         MigrateCommand::Resolve { id, fenced } => {
             let line = client.call("migrate.resolve", json!({ "id": id, "fenced": fenced }))?;
             show(&line, |_| format!("disk {id} is served here"));
@@ -143,6 +168,7 @@ pub fn run(command: MigrateCommand, client: &mut Client) -> Done {
         }
         MigrateCommand::Vm {
             disks,
+            nics,
             to,
             qmp,
             dest_qmp,
@@ -151,15 +177,18 @@ pub fn run(command: MigrateCommand, client: &mut Client) -> Done {
             source,
         } => {
             let request = json!({
-                "disks": disks, "to": to, "qmp": std::path::absolute(qmp)?, "dest_qmp": dest_qmp,
+                "disks": disks, "nics": nics, "to": to, "qmp": std::path::absolute(qmp)?, "dest_qmp": dest_qmp,
                 "migrate_uri": migrate_uri, "incoming_uri": incoming_uri,
                 "keep_source": source.keep_source,
             });
             client.call("migrate.machine", request)?;
-            let line = follow_machine(client, &disks)?;
+            let line = follow_machine(client, &disks, &nics)?;
             show(&line, |line| {
                 let downtime = &line["downtime_ms"];
                 let mut text = format!("the machine runs at {to}; QEMU's downtime {downtime} ms");
+                for nic in line["nic_moves"].as_array().into_iter().flatten() {
+                    text = format!("{text}\n{}", nic_line(nic));
+                }
                 for report in line["handovers"].as_array().into_iter().flatten() {
                     text = format!("{text}\n{}", handover_table(report));
                 }
@@ -167,14 +196,34 @@ pub fn run(command: MigrateCommand, client: &mut Client) -> Done {
             });
         }
         MigrateCommand::Status => show(&client.call("migrate.status", json!({}))?, status_table),
-        MigrateCommand::Cancel { id } => {
-            let line = client.call("migrate.cancel", json!({ "id": id }))?;
+        MigrateCommand::Cancel { id, nic } => {
+            let (what, method) = if nic {
+                ("nic", "migrate.cancel_nic")
+            } else {
+                ("disk", "migrate.cancel")
+            };
+            let line = client.call(method, json!({ "id": id }))?;
             show(&line, |_| {
-                format!("cancelled; disk {id} is served here as before")
+                format!("cancelled; {what} {id} is served here as before")
             });
         }
     }
     Ok(())
+}
+
+/// How a NIC's move went.
+fn nic_line(nic: &Value) -> String {
+    let blackout = match nic["blackout_us"].as_u64() {
+        Some(us) => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        None => "-".into(),
+    };
+    format!(
+        "nic {}: {}, blackout {blackout}, {} frames ({}) passed on",
+        cell(&nic["id"]),
+        cell(&nic["phase"]),
+        cell(&nic["frames_forwarded"]),
+        output::bytes(nic["bytes_forwarded"].as_u64().unwrap_or(0)),
+    )
 }
 
 fn handover_table(report: &Value) -> String {
@@ -212,6 +261,25 @@ fn status_table(status: &Value) -> String {
         "DISK", "TO", "PHASE", "DONE", "OF", "SENT", "RATE", "ETA", "REASON",
     ];
     let mut text = output::table(&header, rows.collect());
+    let nics = status["nics"].as_array().into_iter().flatten();
+    let rows: Vec<_> = nics
+        .map(|nic| {
+            [
+                "id",
+                "to",
+                "phase",
+                "frames_forwarded",
+                "blackout_us",
+                "reason",
+            ]
+            .map(|key| cell(&nic[key]))
+            .to_vec()
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["NIC", "TO", "PHASE", "PASSED ON", "BLACKOUT us", "REASON"];
+        text = format!("{text}\n{}", output::table(&header, rows));
+    }
     for machine in status["machines"].as_array().into_iter().flatten() {
         text = format!(
             "{text}\nmachine with {}: {}",

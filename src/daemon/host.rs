@@ -3,12 +3,15 @@
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use ferry_dataplane::backend::Store;
 use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::lifecycle::DiskLifecycle;
+use ferry_dataplane::net::lifecycle::NicLifecycle;
+use ferry_migration::codec::NicHello;
 use ferry_migration::destination::{DestinationHost, PreparedTarget, TargetBytes};
 use ferry_migration::ids::{Claim, DiskId};
 use ferry_migration::lease::{FileStore, Ownership, identity};
@@ -22,6 +25,7 @@ use super::disks::{Arrival, Served, SetAside};
 use super::place::follow;
 use super::shared::SharedImage;
 use crate::config::{DiskConfig, InflightMode};
+use crate::name::Name;
 use crate::qmp;
 use crate::spec::CacheMode;
 
@@ -270,6 +274,17 @@ impl DestinationHost for Daemon {
             self.let_unannounced_go(&served);
         }
         prepared
+    }
+
+    fn nic(&self, hello: &NicHello) -> Result<Arc<dyn NicLifecycle>, String> {
+        let id = Name::from_str(hello.nic.as_str())?;
+        let Ok(device) = Daemon::nic(self, &id) else {
+            return Err(format!(
+                "no NIC {id} is awaited there; add it first: ferry nic add {id} --mac MAC --tap NAME, or \
+                 --switch NAME"
+            ));
+        };
+        Ok(device)
     }
 
     fn install(&self, claim: &Claim, device_state: &[u8]) -> Result<(), String> {

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_dataplane::lifecycle::LifecycleError;
-use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::nic::{BridgeHandle, NicPort};
 use ferry_dataplane::net::tap::Tap;
@@ -277,12 +276,24 @@ impl Daemon {
 
     /// `ferry nic remove`.
     pub fn remove_nic(&self, id: &Name) -> Done<Value> {
+        self.migrations.nics.forget(id);
         let Some(nic) = lock(&self.nics.nics).remove(id) else {
             return Err(unknown(id));
         };
         drop(nic);
         kept::remove::<NicConfig>(&self.config.state_dir, id)?;
         Ok(json!({ "removed": id }))
+    }
+
+    /// The device of a NIC.
+    pub fn nic(&self, id: &Name) -> Done<Arc<NetDevice>> {
+        let nics = lock(&self.nics.nics);
+        let device = nics.get(id).map(|nic| nic.device.clone());
+        device.ok_or_else(|| {
+            Failure::Failed(format!(
+                "there is no NIC {id} here; ferry nic list names those there are"
+            ))
+        })
     }
 
     /// `ferry nic list`.
@@ -300,14 +311,6 @@ impl Daemon {
     }
 }
 
-fn totals<'a>(ports: impl IntoIterator<Item = &'a NicPort>) -> PortTotals {
-    let mut totals = PortTotals::default();
-    for port in ports {
-        port.counters().add_to(&mut totals);
-    }
-    totals
-}
-
 impl Switch {
     fn line(&self) -> Value {
         json!({ "name": self.config.name, "taps": self.config.taps, "tap_ports": self.taps.len() })
@@ -316,7 +319,7 @@ impl Switch {
 
 impl Nic {
     fn line(&self) -> Value {
-        let totals = totals(self.device.ports());
+        let totals = self.device.totals();
         json!({
             "id": self.config.id,
             "mac": self.mac.to_string(),

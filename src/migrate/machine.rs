@@ -1,9 +1,11 @@
 //! Moving a machine: its disks first, then QEMU's own migration around the handover.
 //!
 //! ```text
+//!   have the NICs awaited there                     undo: cancel that
 //!   copy the disks, until in sync                   undo: cancel those begun here
 //!   QEMU: pause-before-switchover, migrate          undo: migrate_cancel
-//!   at pre-switchover: release the disks as one     undo: ask each back, and only then `cont`
+//!   at pre-switchover: the NICs' state is there     undo: their guest has what was kept
+//!   release the disks as one                        undo: ask each back, and only then `cont`
 //!   migrate-continue, until completed               undo: the same
 //!   cont at the destination                         no undo: the machine runs there
 //! ```
@@ -19,13 +21,16 @@ use std::time::{Duration, Instant};
 
 use ferry_migration::destination;
 use ferry_migration::ids::DiskId;
+use ferry_migration::nic::{NicHandle, NicPhase};
 use ferry_migration::source::{SourceHandle, SourcePhase};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::nics::{self, MoveNic};
 use super::{MoveDisks, wait_in_sync};
 use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
+use crate::name::Name;
 use crate::qmp::{self, Qmp, result_of};
 
 const POLL: Duration = Duration::from_millis(20);
@@ -36,6 +41,8 @@ const STOPPED_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a refused `cont` is tried again, and how long after.
 const CONT_TRIES: u32 = 5;
 const CONT_PAUSE: Duration = Duration::from_millis(500);
+/// For the other daemon to await a NIC, and for it to have its state.
+const NIC_PATIENCE: Duration = Duration::from_secs(10);
 /// For the disks to come back after a failure.
 const RETURN_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,6 +51,9 @@ const RETURN_PATIENCE: Duration = Duration::from_secs(30);
 pub struct MachineRequest {
     /// All disks of the machine that this daemon serves.
     pub disks: Vec<DiskId>,
+    /// All its NICs that this daemon serves.
+    #[serde(default)]
+    pub nics: Vec<Name>,
     /// The other daemon.
     pub to: String,
     /// Monitor of the QEMU here.
@@ -59,10 +69,19 @@ pub struct MachineRequest {
     pub keep_source: bool,
 }
 
+impl MachineRequest {
+    /// Whether both have a device in common.
+    pub fn shares_with(&self, other: &MachineRequest) -> bool {
+        self.disks.iter().any(|id| other.disks.contains(id))
+            || self.nics.iter().any(|id| other.nics.contains(id))
+    }
+}
+
 struct Progress {
     step: &'static str,
     error: Option<String>,
     handovers: Vec<Value>,
+    nics: Vec<Value>,
     downtime_ms: Option<u64>,
     over: bool,
 }
@@ -101,6 +120,14 @@ impl MachineMove {
         self.cancelled.store(true, Ordering::SeqCst);
     }
 
+    pub fn request(&self) -> &MachineRequest {
+        &self.request
+    }
+
+    pub fn moves_nic(&self, nic: &Name) -> bool {
+        self.request.nics.contains(nic)
+    }
+
     pub fn moves(&self, disk: &DiskId) -> bool {
         self.request.disks.contains(disk)
     }
@@ -110,11 +137,13 @@ impl MachineMove {
         let progress = self.progress();
         json!({
             "disks": self.request.disks,
+            "nics": self.request.nics,
             "to": self.request.to,
             "step": progress.step,
             "over": progress.over,
             "error": progress.error,
             "handovers": progress.handovers,
+            "nic_moves": progress.nics,
             "downtime_ms": progress.downtime_ms,
         })
     }
@@ -129,8 +158,10 @@ impl MachineMove {
 
 /// Checks what can be checked at once, and starts.
 pub fn start(daemon: Arc<Daemon>, request: MachineRequest) -> Done<Arc<MachineMove>> {
-    if request.disks.is_empty() {
-        return Err(Failure::Usage("name the machine's disks: --disk ID".into()));
+    if request.disks.is_empty() && request.nics.is_empty() {
+        return Err(Failure::Usage(
+            "name the machine's disks and NICs: --disk ID, --nic ID".into(),
+        ));
     }
     let machine = Arc::new(MachineMove {
         request,
@@ -138,6 +169,7 @@ pub fn start(daemon: Arc<Daemon>, request: MachineRequest) -> Done<Arc<MachineMo
             step: "starting",
             error: None,
             handovers: Vec::new(),
+            nics: Vec::new(),
             downtime_ms: None,
             over: false,
         }),
@@ -177,6 +209,7 @@ struct Disk {
 #[derive(Default)]
 struct Made {
     disks: Vec<Disk>,
+    nics: Vec<(Name, Arc<NicHandle>)>,
     /// QEMU was told to migrate.
     migrating: bool,
     /// The machine ran when it was.
@@ -205,7 +238,8 @@ impl Run<'_> {
         self.check_there()?;
         let mut made = Made::default();
         let moved = self
-            .copy_disks(&mut made)
+            .announce_nics(&mut made)
+            .and_then(|()| self.copy_disks(&mut made))
             .and_then(|()| self.move_memory(&mut here, &mut made));
         let ended = match moved {
             Err(error) => Err(NotStarted::Certainly(error)),
@@ -213,7 +247,10 @@ impl Run<'_> {
             Ok(()) => self.start_there(),
         };
         match ended {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.report_nics(&made);
+                Ok(())
+            }
             Err(NotStarted::Certainly(error)) => Err(self.undo(&mut here, &made, &error)),
             Err(NotStarted::Perhaps(error)) => Err(Failure::Failed(format!(
                 "{error}; it is not known whether the machine runs at {}, so it is not started \
@@ -261,7 +298,46 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Has the other daemon await the NICs.
+    fn announce_nics(&self, made: &mut Made) -> Done {
+        self.machine.step("announcing the NICs");
+        for id in &self.request().nics {
+            let wanted = MoveNic {
+                id: id.clone(),
+                to: self.request().to.clone(),
+            };
+            let handle = self.daemon.migrations.nics.start(self.daemon, &wanted)?;
+            made.nics.push((id.clone(), handle));
+        }
+        self.await_nics(made, |phase| phase != NicPhase::Connecting)
+    }
+
+    fn await_nics(&self, made: &Made, wanted: impl Fn(NicPhase) -> bool) -> Done {
+        let mut nics = made.nics.iter();
+        nics.try_for_each(|(id, handle)| {
+            nics::wait(id, handle, NIC_PATIENCE, &|phase| {
+                !phase.is_over() && wanted(phase)
+            })?;
+            Ok(())
+        })
+    }
+
+    /// What became of them. Their guest runs by now; nothing depends on it.
+    fn report_nics(&self, made: &Made) {
+        for (id, handle) in &made.nics {
+            let there = |phase| matches!(phase, NicPhase::Activated | NicPhase::Moved);
+            if let Err(error) = nics::wait(id, handle, NIC_PATIENCE, &there) {
+                tracing::warn!(%error, "a NIC's guest is not heard of");
+            }
+            let line = nics::line(id, handle, &self.request().to);
+            self.machine.progress().nics.push(line);
+        }
+    }
+
     fn copy_disks(&self, made: &mut Made) -> Done {
+        if self.request().disks.is_empty() {
+            return Ok(());
+        }
         self.machine.step("copying the disks");
         let migrations = &self.daemon.migrations;
         let request = self.request();
@@ -296,9 +372,15 @@ impl Run<'_> {
         here.execute("migrate", json!({ "uri": request.migrate_uri }))?;
         made.migrating = true;
         self.await_state(here, "pre-switchover", MEMORY_PATIENCE, true)?;
-        self.machine.step("handing the disks over");
-        let reports = self.daemon.migrations.release(&request.disks[0])?;
-        self.machine.progress().handovers.extend(reports);
+        self.machine.step("handing the NICs over");
+        self.await_nics(made, |phase| {
+            matches!(phase, NicPhase::Taken | NicPhase::Activated)
+        })?;
+        if let Some(first) = request.disks.first() {
+            self.machine.step("handing the disks over");
+            let reports = self.daemon.migrations.release(first)?;
+            self.machine.progress().handovers.extend(reports);
+        }
         self.machine.step("completing the machine's migration");
         here.execute("migrate-continue", json!({ "state": "pre-switchover" }))?;
         let done = self.await_state(here, "completed", STOPPED_PATIENCE, false)?;
@@ -347,6 +429,9 @@ impl Run<'_> {
     /// of the machine.
     fn undo(&self, here: &mut Qmp, made: &Made, error: &Failure) -> Failure {
         self.machine.step("undoing");
+        for (_, nic) in &made.nics {
+            nic.cancel();
+        }
         for disk in made.disks.iter().filter(|disk| !disk.joined) {
             // Refused after a release: the disk is asked back below.
             let _ = disk.handle.cancel();

@@ -14,9 +14,7 @@ use ferry_dataplane::net::lifecycle::{NicEvent, NicLifecycle, PortFrame, Told};
 use serde::Serialize;
 
 use super::BATCH_BYTES;
-use crate::codec::{
-    Message, NicFrames, NicHello, NicState, encode, read_frame, write_message,
-};
+use crate::codec::{Message, NicFrames, NicHello, NicState, encode, read_frame, write_message};
 use crate::ids::{DaemonId, MigrationId, NicId};
 use crate::schema::net::frame_v1;
 use crate::sync::lock;
@@ -124,6 +122,7 @@ pub fn start(params: NicParams) -> std::io::Result<NicHandle> {
         params,
         shared: shared.clone(),
         cancelled,
+        met: false,
         stopped: None,
         activated: None,
     };
@@ -169,6 +168,8 @@ struct Mover {
     params: NicParams,
     shared: Arc<Shared>,
     cancelled: Receiver<()>,
+    /// The destination has consented once: a lost link is tried again.
+    met: bool,
     /// When the rings stopped.
     stopped: Option<Instant>,
     /// When the guest ran at the destination.
@@ -189,6 +190,7 @@ impl Mover {
                 }
                 End::Cancelled => break (NicPhase::Cancelled, None),
                 End::Refused(why) => break (NicPhase::Failed, Some(why)),
+                End::Lost(why) if !self.met => break (NicPhase::Failed, Some(why)),
                 End::Lost(why) => {
                     tracing::warn!(nic = %self.params.id, why, "a NIC's move lost its link; trying again");
                     self.shared.set(|status| {
@@ -217,6 +219,7 @@ impl Mover {
         if let Err(end) = self.greet(&mut stream) {
             return end;
         }
+        self.met = true;
         let (told_to, told) = bounded(EVENTS_MAX);
         if let Err(error) = self.params.nic.leave(told_to) {
             return End::Refused(error.to_string());
