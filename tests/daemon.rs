@@ -22,6 +22,8 @@ mod hook;
 mod killed;
 #[path = "daemon/moves.rs"]
 mod moves;
+#[path = "daemon/nic_moves.rs"]
+mod nic_moves;
 #[path = "daemon/nics.rs"]
 mod nics;
 #[path = "daemon/pull.rs"]

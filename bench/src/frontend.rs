@@ -28,6 +28,7 @@ mod pool;
 mod queue;
 mod raw;
 mod ring;
+mod state;
 mod vmm;
 mod watch;
 

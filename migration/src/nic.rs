@@ -20,7 +20,8 @@
 //! one host only. If the guest goes on at the source, it has what was kept for it there and the
 //! destination forgets it ([`crate::codec::Message::NicResumed`]). A VMM that carries device state brings
 //! the state besides, with the frames that were in hand then; each frame is counted, and is given
-//! once. When the link is lost, the source keeps frames and connects again; what it kept is told anew.
+//! once. When the link is lost, the source keeps frames and connects again; what it kept is told anew, late if
+//! the guest runs there by then.
 
 mod destination;
 mod source;

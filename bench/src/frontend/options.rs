@@ -94,7 +94,7 @@ impl VmmOptions {
                 | net::feature::MRG_RXBUF
                 | net::feature::MAC
                 | net::feature::MQ,
-            protocol: P::MQ | P::CONFIG | P::REPLY_ACK,
+            protocol: P::MQ | P::CONFIG | P::REPLY_ACK | P::DEVICE_STATE,
             ..Self::default()
         }
     }

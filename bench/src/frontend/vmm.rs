@@ -496,7 +496,7 @@ impl Vmm {
         })
     }
 
-    fn call<T>(
+    pub(super) fn call<T>(
         &mut self,
         during: &'static str,
         run: impl FnOnce(&mut Frontend) -> vhost::Result<T>,
@@ -519,6 +519,6 @@ impl Drop for Vmm {
     }
 }
 
-fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> VmmError {
+pub(super) fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> VmmError {
     move |source| VmmError::Host { what, source }
 }

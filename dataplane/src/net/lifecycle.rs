@@ -43,6 +43,9 @@ pub type ActivatedHook = Box<dyn FnOnce() + Send>;
 
 /// A NIC, as a move sees it. Calls wait for a worker, and for nothing else.
 pub trait NicLifecycle: Send + Sync {
+    /// How many ports tell, when it leaves.
+    fn ports(&self) -> usize;
+
     /// The device without its rings, as an envelope, for a destination to check.
     fn shape(&self) -> Result<Vec<u8>, LifecycleError>;
 
@@ -68,6 +71,10 @@ pub trait NicLifecycle: Send + Sync {
 
     /// The NIC is to arrive here. Refused while a guest runs on it.
     fn arrive(&self, activated: ActivatedHook) -> Result<(), LifecycleError>;
+
+    /// Whether the guest of the device of that `origin` runs here already: only what the source still
+    /// keeps is to come.
+    fn has_arrived(&self, origin: u64) -> bool;
 
     /// Takes the state over. May be repeated, by another way too: a frame is taken once.
     fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError>;

@@ -31,7 +31,8 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
         words,
         activated: Arc::default(),
     };
-    if let Err(why) = session.await_guest() {
+    let arrived = nic.has_arrived(origin);
+    if let (false, Err(why)) = (arrived, session.await_guest()) {
         return refuse(&mut stream, why);
     }
     let voice = stream.try_clone().and_then(|stream| {
@@ -41,6 +42,10 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
     });
     tracing::info!(nic = %hello.nic, migration = %hello.migration, "a NIC is awaited");
     session.say(Message::NicReady);
+    if arrived {
+        session.activated.store(true, Ordering::Release);
+        session.say(Message::NicActivated);
+    }
     let ended = match &voice {
         Ok(_) => session.run(&stream),
         Err(error) => Err(Ended::Lost(format!("cannot start a thread: {error}"))),

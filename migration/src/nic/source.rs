@@ -25,8 +25,8 @@ use crate::transport::{self, ANSWER_PATIENCE, FRAME_PATIENCE, HEARTBEAT, Paced};
 const LINGER: Duration = Duration::from_secs(3);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
-/// Events that may wait to be sent: all frames that a port keeps, with room for the others.
-const EVENTS_MAX: usize = 2 * CAPTURE_FRAMES;
+/// Events of a port that may wait to be sent: all frames that it keeps, with room for the others.
+const PORT_EVENTS_MAX: usize = 2 * CAPTURE_FRAMES;
 
 /// What to move and where.
 #[derive(Clone)]
@@ -220,7 +220,7 @@ impl Mover {
             return end;
         }
         self.met = true;
-        let (told_to, told) = bounded(EVENTS_MAX);
+        let (told_to, told) = bounded(self.params.nic.ports().max(1) * PORT_EVENTS_MAX);
         if let Err(error) = self.params.nic.leave(told_to) {
             return End::Refused(error.to_string());
         }

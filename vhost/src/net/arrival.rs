@@ -43,6 +43,11 @@ impl Arrival {
         self.pending
     }
 
+    /// Whether it has arrived from the device of that origin.
+    pub fn came_from(&self, origin: u64) -> bool {
+        !self.pending && self.delivered.as_ref().is_some_and(|it| it.0 == origin)
+    }
+
     /// A conversation with the source has begun.
     pub fn attend(&mut self, activated: ActivatedHook) {
         *self = Arrival {

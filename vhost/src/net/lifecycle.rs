@@ -255,6 +255,10 @@ impl NetDevice {
 }
 
 impl NicLifecycle for NetDevice {
+    fn ports(&self) -> usize {
+        self.kind.attachment.ports().count()
+    }
+
     fn shape(&self) -> Result<Vec<u8>, LifecycleError> {
         let state = self.state();
         let queues = self.kind.queues_v1(&state);
@@ -323,6 +327,11 @@ impl NicLifecycle for NetDevice {
         }
         arrival.attend(activated);
         Ok(())
+    }
+
+    fn has_arrived(&self, origin: u64) -> bool {
+        let state = self.state();
+        state.running().next().is_some() && self.kind.arrival().came_from(origin)
     }
 
     fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError> {

@@ -189,8 +189,12 @@ impl Capture {
             }
             _ if !self.on && !running => return Kept::NoLink,
             Place::Leaves(to) if !running => {
-                // What the mover cannot be told is lost there, and so it is here.
-                self.kept.push(frame.clone()) && to.tell(Told::Frame(frame))
+                let kept = self.kept.push(frame.clone());
+                if kept {
+                    // Who is not there to hear it is told all of them later.
+                    to.tell(Told::Frame(frame));
+                }
+                kept
             }
             _ => self.kept.push(frame),
         };

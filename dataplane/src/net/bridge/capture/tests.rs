@@ -87,6 +87,23 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
 }
 
 #[test]
+fn what_nobody_hears_is_told_again_with_its_numbers() {
+    let mut capture = stopped();
+    let (to, told_there) = teller();
+    capture.leave(to);
+    keep(&mut capture, false, false, 1);
+    drop(told_there);
+    for n in 2..5 {
+        assert_eq!(keep(&mut capture, false, false, n), Kept::Yes);
+    }
+    let (to, told_there) = teller();
+    capture.leave(to);
+    assert_eq!(told(&told_there), [1, 2, 3, 4].map(Some));
+    let numbers: Vec<u64> = capture.in_hand().iter().map(|it| it.seq).collect();
+    assert_eq!(numbers, [0, 1, 2, 3]);
+}
+
+#[test]
 fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     let mut capture = stopped();
     let (to, told_there) = teller();

@@ -1,0 +1,492 @@
+//! NICs that move between two daemons, with frames that are counted. The machine is a front-end in this
+//! process: it stops the rings at one daemon and starts them at the other, as a VMM does.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ferry_bench::frontend::net::{HEADER_BYTES, RxOptions, RxQueue, TxOptions, TxQueue};
+use ferry_bench::frontend::{GuestDevice, GuestMemory, Vmm, VmmOptions};
+use serde_json::Value;
+
+use crate::rig::{Host, PATIENCE, eventually};
+
+const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 0x61];
+const PEER: [u8; 6] = [2, 0, 0, 0, 0, 0x70];
+const FRAME_BYTES: usize = 60;
+const RING: u16 = 256;
+const TYPE: [u8; 2] = [0x88, 0xb5];
+const RARP: [u8; 2] = [0x80, 0x35];
+const ARP: [u8; 2] = [0x08, 0x06];
+
+/// A machine's NIC, or a station in the network.
+struct Nic {
+    vmm: Vmm,
+    device: GuestDevice,
+    rx: RxQueue,
+    tx: TxQueue,
+    /// Frames that arrived and were not asked for yet.
+    arrived: Vec<Vec<u8>>,
+}
+
+impl Nic {
+    fn at(socket: &Path) -> Nic {
+        let mut vmm = Vmm::connect(socket, VmmOptions::net()).unwrap();
+        let rx = RxOptions {
+            frame_bytes_max: 1518,
+            mergeable: true,
+            indirect: false,
+        };
+        let tx = TxOptions {
+            frame_bytes: FRAME_BYTES as u32,
+            indirect: false,
+        };
+        let bytes = rx.memory_bytes(RING) + tx.memory_bytes(RING);
+        let memory = GuestMemory::new(bytes).unwrap();
+        let device = GuestDevice::new(&memory, 2, RING).unwrap();
+        let features = vmm.features();
+        let blank = [0; FRAME_BYTES];
+        let tx = TxQueue::new(&device, 1, features, tx, &[0; HEADER_BYTES], &blank).unwrap();
+        let rx = RxQueue::new(&device, 0, features, rx).unwrap();
+        vmm.start(&device).unwrap();
+        Nic {
+            vmm,
+            device,
+            rx,
+            tx,
+            arrived: Vec::new(),
+        }
+    }
+
+    fn send_frame(&mut self, frame: &[u8; FRAME_BYTES]) {
+        let began = Instant::now();
+        while self.tx.reclaim().unwrap() == 0 {
+            assert!(began.elapsed() < PATIENCE, "nothing is taken");
+        }
+        assert!(self.tx.put(|there| there.write(0, frame)));
+        self.tx.commit().unwrap();
+    }
+
+    fn send(&mut self, to: [u8; 6], from: [u8; 6], number: u32) {
+        self.send_frame(&numbered(to, from, number));
+    }
+
+    fn poll(&mut self) {
+        let arrived = &mut self.arrived;
+        self.rx
+            .poll(RING.into(), |frame| {
+                let mut bytes = vec![0; frame.bytes()];
+                frame.read(0, &mut bytes);
+                arrived.push(bytes);
+            })
+            .unwrap();
+    }
+
+    /// The numbers of the next frames of ours, until there are so many; others are left.
+    #[track_caller]
+    fn numbers(&mut self, count: usize) -> Vec<u32> {
+        let began = Instant::now();
+        loop {
+            self.poll();
+            let ours = |frame: &&Vec<u8>| frame[12..14] == TYPE;
+            if self.arrived.iter().filter(ours).count() >= count {
+                break;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{} of {count} came",
+                self.arrived.iter().filter(ours).count()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.take(TYPE)
+            .iter()
+            .map(|frame| u32::from_be_bytes(frame[14..18].try_into().unwrap()))
+            .collect()
+    }
+
+    /// Those of a type that have arrived.
+    fn take(&mut self, ether_type: [u8; 2]) -> Vec<Vec<u8>> {
+        let all = std::mem::take(&mut self.arrived);
+        let (ours, others) = all
+            .into_iter()
+            .partition(|frame| frame[12..14] == ether_type);
+        self.arrived = others;
+        ours
+    }
+
+    /// Nothing more comes.
+    #[track_caller]
+    fn rests(&mut self) {
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(self.numbers(0), Vec::<u32>::new());
+    }
+
+    /// The rings start at another daemon, where they stopped.
+    fn start_at(&mut self, mut vmm: Vmm, bases: &[u16]) -> Vmm {
+        vmm.start_at(&self.device, bases).unwrap();
+        std::mem::replace(&mut self.vmm, vmm)
+    }
+}
+
+fn numbered(to: [u8; 6], from: [u8; 6], number: u32) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame[12..14].copy_from_slice(&TYPE);
+    frame[14..18].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+/// An ARP request, from which a host learns an address.
+fn arp(from: [u8; 6], ip: [u8; 4]) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&from);
+    frame[12..14].copy_from_slice(&ARP);
+    frame[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
+    frame[22..28].copy_from_slice(&from);
+    frame[28..32].copy_from_slice(&ip);
+    frame
+}
+
+/// A link between the hosts that can be cut.
+struct Link {
+    address: String,
+    cut: Arc<AtomicBool>,
+}
+
+impl Link {
+    fn to(peer: &str) -> Link {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let cut = Arc::new(AtomicBool::new(false));
+        let (is_cut, peer) = (cut.clone(), peer.to_owned());
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let near = near.unwrap();
+                if !is_cut.load(Ordering::SeqCst) {
+                    let far = TcpStream::connect(&peer).unwrap();
+                    carry(&near, &far, &is_cut);
+                    carry(&far, &near, &is_cut);
+                }
+            }
+        });
+        Link { address, cut }
+    }
+
+    fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+    }
+}
+
+/// One way, until it is cut.
+fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>) {
+    let (mut from, mut to, cut) = (
+        from.try_clone().unwrap(),
+        to.try_clone().unwrap(),
+        cut.clone(),
+    );
+    from.set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while !cut.load(Ordering::SeqCst) {
+            match from.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(len) => to.write_all(&bytes[..len]).unwrap(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}
+
+/// Two hosts, a NIC that both know, and a station at each.
+struct World {
+    hosts: [Host; 2],
+    guest: Nic,
+    stations: [Nic; 2],
+    _dir: tempfile::TempDir,
+}
+
+fn socket(host: &Host, id: &str) -> std::path::PathBuf {
+    host.dir.join("run").join(format!("nic-{id}.sock"))
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let hosts = ["a", "b"].map(|name| Host::new(dir.path(), name));
+        for host in &hosts {
+            host.run(&["switch", "add", "lan"]).ok();
+            let mac = "02:00:00:00:00:61";
+            host.run(&["nic", "add", "g", "--switch", "lan", "--mac", mac])
+                .ok();
+            host.run(&["nic", "add", "p", "--switch", "lan", "--any-source"])
+                .ok();
+        }
+        let mut guest = Nic::at(&socket(&hosts[0], "g"));
+        let mut stations = [0, 1].map(|at| Nic::at(&socket(&hosts[at], "p")));
+        guest.send_frame(&arp(GUEST, [10, 0, 0, 7]));
+        stations[0].send(GUEST, PEER, 0);
+        assert_eq!(guest.numbers(1), [0]);
+        World {
+            hosts,
+            guest,
+            stations,
+            _dir: dir,
+        }
+    }
+
+    fn announce(&self, from: usize, to: usize) {
+        let peer = self.hosts[to].peer();
+        self.hosts[from]
+            .run(&["migrate", "nic", "g", "--to", &peer])
+            .ok();
+    }
+
+    fn send(&mut self, at: usize, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            self.stations[at].send(GUEST, PEER, number);
+        }
+    }
+
+    fn leaving(&self, at: usize) -> Value {
+        self.hosts[at].run(&["migrate", "status"]).ok()["nics"][0].clone()
+    }
+
+    #[track_caller]
+    fn wait_phase(&self, at: usize, phase: &str) {
+        eventually(phase, || self.leaving(at)["phase"] == phase);
+    }
+
+    fn counter(&self, at: usize, key: &str) -> u64 {
+        let nics = self.hosts[at].run(&["nic", "list"]).ok();
+        let nics = nics["nics"].as_array().unwrap().clone();
+        let nic = nics.iter().find(|nic| nic["id"] == "g").unwrap();
+        nic[key]
+            .as_u64()
+            .or_else(|| nic["dropped"][key].as_u64())
+            .unwrap()
+    }
+
+    fn connect(&self, at: usize) -> Vmm {
+        Vmm::connect(&socket(&self.hosts[at], "g"), VmmOptions::net()).unwrap()
+    }
+}
+
+#[test]
+fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destination() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..101);
+    world.wait_phase(0, "taken");
+    // What comes there before its guest does is the source's to give.
+    world.send(1, 900..910);
+    world.send(0, 101..151);
+    let here = world.guest.start_at(there, &bases);
+    // Both networks at once: those of the source are first.
+    world.send(1, 1000..1010);
+    let mut numbers = world.guest.numbers(160);
+    assert_eq!(numbers.split_off(150), (1000..1010).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..151).collect::<Vec<_>>());
+    // A straggler, though the machine there is gone by now.
+    drop(here);
+    world.wait_phase(0, "activated");
+    world.send(0, 151..154);
+    assert_eq!(world.guest.numbers(3), [151, 152, 153]);
+    world.guest.rests();
+    world.wait_phase(0, "moved");
+    let report = world.leaving(0);
+    assert_eq!(report["frames_forwarded"], 153, "{report}");
+    assert!(report["blackout_us"].as_u64() > Some(0), "{report}");
+    assert_eq!(world.counter(1, "rx_frames"), 1 + 163);
+    // The network there has heard of it, each time with its address.
+    world.stations[1].poll();
+    assert_eq!(world.stations[1].take(RARP).len(), 6);
+    let arps = world.stations[1].take(ARP);
+    assert_eq!(arps.len(), 6);
+    assert_eq!(arps[0][28..32], [10, 0, 0, 7]);
+    // And back again.
+    world.announce(1, 0);
+    let there = world.connect(0);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(1, 200..220);
+    world.guest.start_at(there, &bases);
+    assert_eq!(world.guest.numbers(20), (200..220).collect::<Vec<_>>());
+    assert_eq!(world.counter(0, "rx_frames"), 1 + 163 + 20);
+    assert_eq!(world.counter(0, "capture_lost"), 0);
+}
+
+#[test]
+fn a_cancelled_move_delivers_at_the_source() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    for (round, cancel) in [(0, false), (1, true), (2, false)] {
+        let first = 100 * round + 1;
+        let bases = world.guest.vmm.stop().unwrap();
+        world.send(0, first..first + 50);
+        if cancel {
+            world.hosts[0]
+                .run(&["migrate", "cancel", "--nic", "g"])
+                .ok();
+        } else if round == 0 {
+            world.wait_phase(0, "taken");
+        }
+        world.send(0, first + 50..first + 60);
+        world
+            .guest
+            .vmm
+            .start_at(&world.guest.device, &bases)
+            .unwrap();
+        world.send(0, first + 60..first + 70);
+        let wanted: Vec<u32> = (first..first + 70).collect();
+        assert_eq!(world.guest.numbers(70), wanted);
+    }
+    world.guest.rests();
+    world.stations[1].poll();
+    assert_eq!(world.stations[1].take(RARP).len(), 0);
+    assert_eq!(world.leaving(0)["phase"], "cancelled");
+}
+
+/// The VMM carries the state, and nobody has told Ferry of the move.
+#[test]
+fn a_vmm_alone_carries_the_state_and_the_frames_in_hand() {
+    let mut world = World::new();
+    let mut there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..21);
+    // In its hands by the time it answers what comes next.
+    eventually("all are captured", || {
+        world.stations[0].tx.reclaim().unwrap();
+        world.stations[0].tx.in_flight() == 0
+    });
+    let state = world.guest.vmm.save_state().unwrap();
+    there.load_state(&state).unwrap();
+    // Once is enough.
+    there.load_state(&state).unwrap();
+    world.guest.start_at(there, &bases);
+    world.send(1, 100..105);
+    let wanted: Vec<u32> = (1..21).chain(100..105).collect();
+    assert_eq!(world.guest.numbers(25), wanted);
+    assert_eq!(world.counter(1, "rx_frames"), 26);
+    eventually("it is announced", || {
+        world.stations[1].poll();
+        !world.stations[1].take(RARP).is_empty()
+    });
+}
+
+/// Both ways at once, as `ferry migrate vm` has it under QEMU: no frame is given twice.
+#[test]
+fn a_state_that_comes_both_ways_is_one() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let mut there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..31);
+    let state = world.guest.vmm.save_state().unwrap();
+    world.wait_phase(0, "taken");
+    there.load_state(&state).unwrap();
+    world.send(0, 31..41);
+    world.guest.start_at(there, &bases);
+    assert_eq!(world.guest.numbers(40), (1..41).collect::<Vec<_>>());
+    world.guest.rests();
+}
+
+#[test]
+fn a_destination_that_is_restarted_in_between_is_told_again() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..11);
+    world.wait_phase(0, "taken");
+    world.hosts[1].kill();
+    world.wait_phase(0, "connecting");
+    world.send(0, 11..21);
+    world.hosts[1].start();
+    world.wait_phase(0, "taken");
+    world.stations[1] = Nic::at(&socket(&world.hosts[1], "p"));
+    let there = world.connect(1);
+    world.guest.start_at(there, &bases);
+    assert_eq!(world.guest.numbers(20), (1..21).collect::<Vec<_>>());
+}
+
+/// What the source kept meanwhile is late, and is not lost.
+#[test]
+fn a_link_that_is_cut_in_between_loses_no_frame() {
+    let mut world = World::new();
+    let link = Link::to(&world.hosts[1].peer());
+    world.hosts[0]
+        .run(&["migrate", "nic", "g", "--to", &link.address])
+        .ok();
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..11);
+    world.wait_phase(0, "taken");
+    link.cut(true);
+    world.wait_phase(0, "connecting");
+    world.send(0, 11..21);
+    world.guest.start_at(there, &bases);
+    world.send(1, 100..105);
+    let wanted: Vec<u32> = (1..11).chain(100..105).collect();
+    assert_eq!(world.guest.numbers(15), wanted);
+    link.cut(false);
+    assert_eq!(world.guest.numbers(10), (11..21).collect::<Vec<_>>());
+    world.wait_phase(0, "moved");
+    world.guest.rests();
+}
+
+#[test]
+fn another_machine_does_not_get_the_frames() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..11);
+    world.wait_phase(0, "taken");
+    let mut stranger = Nic::at(&socket(&world.hosts[1], "g"));
+    stranger.rests(); // its rings begin elsewhere
+    drop(stranger);
+    let there = world.connect(1);
+    world.guest.start_at(there, &bases);
+    assert_eq!(world.guest.numbers(10), (1..11).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_nic_that_does_not_fit_is_refused() {
+    let world = World::new();
+    let peer = world.hosts[1].peer();
+    let [a, b] = &world.hosts;
+    let add = |host: &Host, more: &[&str]| {
+        host.run(&[&["nic", "add", "z", "--switch", "lan"], more].concat())
+            .ok();
+    };
+    let start = |host: &Host, id: &str| host.run(&["migrate", "nic", id, "--to", &peer]);
+    start(a, "nobody").refused(&["no NIC nobody", "ferry nic list"]);
+    add(a, &["--mac", "02:00:00:00:00:01"]);
+    start(a, "z").refused(&["no NIC z is awaited there", "ferry nic add z"]);
+    let wrong: [(&[&str], &str); 3] = [
+        (&["--mac", "02:00:00:00:00:02"], "--mac"),
+        (&["--mac", "02:00:00:00:00:01", "--mtu", "9000"], "--mtu"),
+        (
+            &["--mac", "02:00:00:00:00:01", "--queue-pairs", "2"],
+            "--queue-pairs",
+        ),
+    ];
+    for (words, mend) in wrong {
+        add(b, words);
+        start(a, "z").refused(&["give both the same", mend]);
+        b.run(&["nic", "remove", "z"]).ok();
+    }
+    // One that a guest runs on is not awaited.
+    let _there = Nic::at(&socket(b, "g"));
+    start(a, "g").refused(&["a guest runs on the NIC there"]);
+    a.run(&["migrate", "nic", "g", "--to", "127.0.0.1:1"])
+        .refused(&["cannot connect"]);
+}
