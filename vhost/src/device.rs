@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use ferry_dataplane::lifecycle::LifecycleError;
 
-use crate::back_channel::say_config_changed;
 use crate::inflight::OwnRegions;
 pub use kind::{Kind, PROTOCOL_FEATURES};
 pub use messages::Messages;
@@ -82,18 +81,6 @@ impl<K: Kind> Device<K> {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has the front-end read the configuration space again. True when it was told.
-    pub(crate) fn tell_config_changed(&self, state: &State<K>) -> bool {
-        let Some(channel) = &state.channel else {
-            return false;
-        };
-        say_config_changed(channel).unwrap_or_else(|error| {
-            tracing::warn!(device = self.kind.name(), %error,
-                "the front-end was not told that the device's configuration has changed");
-            false
-        })
     }
 }
 

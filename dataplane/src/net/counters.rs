@@ -96,11 +96,10 @@ impl PortTotals {
         add(&mut self.limited, before.limited, now.limited);
         add(&mut self.too_large, before.too_large, now.too_large);
         add(&mut self.no_link, before.no_link, now.no_link);
-        add(
-            &mut self.capture_lost,
-            before.capture_lost,
-            now.capture_lost,
-        );
+        add(&mut self.filtered, before.filtered, now.filtered);
+        let (lost, broke) = (before.capture_lost, before.broken_queues);
+        add(&mut self.capture_lost, lost, now.capture_lost);
+        add(&mut self.broken_queues, broke, now.broken_queues);
     }
 }
 

@@ -66,9 +66,9 @@ pub struct CountersV1 {
     pub tx_frames: u64,
     /// Bytes of them.
     pub tx_bytes: u64,
-    /// Dropped: no buffers, spoofed, malformed, held back by the rate, too large, no link; and lost by
-    /// a capture that was full.
-    pub dropped: [u64; 7],
+    /// Dropped: no buffers, spoofed, malformed, held back by the rate, too large, no link; lost by a
+    /// capture that was full, and filtered; and queues that broke their rules.
+    pub dropped: [u64; 9],
 }
 
 /// A frame that reached the source and is the destination's to give.

@@ -34,6 +34,6 @@ impl BlkDevice {
         let state = self.state();
         self.kind.disk.grow(capacity_bytes)?;
         self.kind.capacity_changed(&state, capacity_bytes)?;
-        Ok(self.tell_config_changed(&state))
+        Ok(state.tell_config_changed(&self.kind.name))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Kind, feature};
+use crate::back_channel::say_config_changed;
 use crate::inflight::Region;
 use crate::memory::{DirtyLog, MemoryMap};
 use crate::vring::{LogSettings, RingAddress};
@@ -109,6 +110,19 @@ impl<K: Kind> State<K> {
     /// The rings that workers have.
     pub(crate) fn running(&self) -> impl Iterator<Item = usize> {
         (0..self.rings.len()).filter(|&at| self.rings[at].running)
+    }
+
+    /// Has the front-end read the configuration space again. True when it was told. `device` is for
+    /// messages.
+    pub(crate) fn tell_config_changed(&self, device: &str) -> bool {
+        let Some(channel) = &self.channel else {
+            return false;
+        };
+        say_config_changed(channel).unwrap_or_else(|error| {
+            tracing::warn!(device, %error,
+                "the front-end was not told that the device's configuration has changed");
+            false
+        })
     }
 
     pub(super) fn log_settings(&self, ring: &Ring) -> LogSettings {

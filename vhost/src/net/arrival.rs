@@ -108,10 +108,10 @@ impl Arrival {
         frames.into_iter().filter(|it| fresh(it)).collect()
     }
 
-    /// Its guest runs here: has that announced and told.
-    pub fn activate(&mut self, name: &Arc<str>, mac: Mac, attachment: &Arc<Attachment>) {
+    /// Its guest runs here: has that announced and told, if it has just arrived.
+    pub fn activate(&mut self, name: &Arc<str>, mac: Mac, attachment: &Arc<Attachment>) -> bool {
         if !std::mem::take(&mut self.pending) {
-            return;
+            return false;
         }
         let (hook, attended) = (self.activated.take(), self.attended);
         let (ours, whose) = (attachment.clone(), name.clone());
@@ -122,6 +122,7 @@ impl Arrival {
             tracing::error!(device = %name, %error, "the NIC is not announced here");
             settle(attachment, name);
         }
+        true
     }
 }
 

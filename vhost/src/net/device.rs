@@ -146,7 +146,7 @@ impl NetDevice {
         if self.kind.standing.set_link(up)? {
             let state = self.state();
             if state.has(feature::STATUS) {
-                self.tell_config_changed(&state);
+                state.tell_config_changed(self.kind.name());
             }
         }
         Ok(())
@@ -157,7 +157,7 @@ impl NetDevice {
     pub fn announce(&self) -> bool {
         let asked = self.kind.standing.announce();
         if asked {
-            self.tell_config_changed(&self.state());
+            self.state().tell_config_changed(self.kind.name());
         }
         asked
     }

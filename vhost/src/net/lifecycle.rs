@@ -4,13 +4,15 @@ use crossbeam_channel::Sender;
 use ferry_dataplane::lifecycle::LifecycleError;
 use ferry_dataplane::net::announce::Address;
 use ferry_dataplane::net::counters::PortTotals;
+use ferry_dataplane::net::filter::{MacTable, RxMode};
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::lifecycle::{ActivatedHook, Captured, NicEvent, NicLifecycle, PortFrame};
 use ferry_migration::schema::net::{NetState, STATE_FRAME_BYTES_MAX, frame_v1, port_frame};
-use ferry_migration::schema::net_v1::{AddressV1, CountersV1, NetV1};
+use ferry_migration::schema::net_v1::{AddressV1, ControlV1, CountersV1, NetV1};
 use ferry_migration::schema::queue_v1::QueueV1;
 
 use super::arrival;
+use super::control::ControlSettings;
 use super::device::{Net, NetDevice, Own};
 use crate::device::{Kind, State, feature as common};
 
@@ -33,6 +35,8 @@ impl Totals {
                 it.too_large,
                 it.no_link,
                 it.capture_lost,
+                it.filtered,
+                it.broken_queues,
             ],
         }
     }
@@ -46,6 +50,8 @@ impl Totals {
             too_large,
             no_link,
             capture_lost,
+            filtered,
+            broken_queues,
         ] = counters.dropped;
         PortTotals {
             rx_frames: counters.rx_frames,
@@ -59,12 +65,63 @@ impl Totals {
             too_large,
             no_link,
             capture_lost,
+            filtered,
+            broken_queues,
         }
     }
 }
 
 fn bad(error: impl std::fmt::Display) -> LifecycleError {
     LifecycleError::BadState(error.to_string())
+}
+
+/// What a guest has set by the control queue, as it is sent.
+fn control_v1(it: &ControlSettings) -> ControlV1 {
+    let mode = &it.mode;
+    let bits = [
+        mode.promiscuous,
+        mode.all_multicast,
+        mode.all_unicast,
+        mode.no_multicast,
+        mode.no_unicast,
+        mode.no_broadcast,
+    ];
+    let table = |table: &MacTable| (!table.overflow()).then(|| table.macs().to_vec());
+    ControlV1 {
+        mac: it.mac,
+        receive_mode: (0..).zip(bits).map(|(bit, on)| u8::from(on) << bit).sum(),
+        unicast: table(&it.unicast),
+        multicast: table(&it.multicast),
+        vlans: it.vlans.map(|words| words.to_vec()),
+        active_pairs: it.pairs,
+        announcing: it.announcing,
+    }
+}
+
+/// What was sent of it. Bits of modes that are not known yet are not set.
+fn settings(it: &ControlV1) -> ControlSettings {
+    let bit = |bit: u8| it.receive_mode >> bit & 1 != 0;
+    let table = |macs: &Option<Vec<_>>| match macs {
+        Some(macs) => MacTable::new(macs.iter().copied()),
+        None => MacTable::overflowing(),
+    };
+    let words = |words: &Vec<u64>| <[u64; 64]>::try_from(words.as_slice()).ok();
+    ControlSettings {
+        mac: it.mac,
+        mode: RxMode {
+            promiscuous: bit(0),
+            all_multicast: bit(1),
+            all_unicast: bit(2),
+            no_multicast: bit(3),
+            no_unicast: bit(4),
+            no_broadcast: bit(5),
+        },
+        unicast: table(&it.unicast),
+        multicast: table(&it.multicast),
+        vlans: it.vlans.as_ref().and_then(words),
+        pairs: it.active_pairs,
+        announcing: it.announcing,
+    }
 }
 
 impl Net {
@@ -93,8 +150,8 @@ impl Net {
             mtu: self.options.mtu.unwrap_or_default(),
             queue_pairs: self.options.queue_pairs,
             acked_features: state.machine().0,
-            link_up: true,
-            control: None,
+            link_up: self.standing.link_is_up(),
+            control: self.standing.settings().map(|(_, it)| control_v1(&it)),
             addresses,
             counters: Totals(state.own.totals(self.local_totals())).to_v1(),
         })
@@ -196,6 +253,11 @@ impl Net {
             }
             arrival.begin();
         }
+        if let Some(control) = &incoming.net.control {
+            let features = incoming.net.acked_features;
+            let taken = self.standing.take_over(features, settings(control));
+            taken.map_err(bad)?;
+        }
         let bases = incoming.queues.iter().map(|queue| queue.next_avail);
         arrival.expect(bases, incoming.net.acked_features == 0);
         let local = self.local_totals();
@@ -256,7 +318,7 @@ impl NetDevice {
 
 impl NicLifecycle for NetDevice {
     fn ports(&self) -> usize {
-        self.kind.attachment.ports().count()
+        self.kind.attachment.guests().len()
     }
 
     fn shape(&self) -> Result<Vec<u8>, LifecycleError> {

@@ -239,6 +239,11 @@ impl Capture {
         std::mem::take(&mut self.kept).frames.into()
     }
 
+    /// Drops what is kept; how many there were.
+    pub fn drop_kept(&mut self) -> usize {
+        std::mem::take(&mut self.kept).frames.len()
+    }
+
     /// What is kept, and stays so.
     pub fn in_hand(&self) -> Vec<Captured> {
         self.kept.frames.iter().cloned().collect()

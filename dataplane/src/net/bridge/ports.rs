@@ -109,8 +109,7 @@ impl Bridge {
         if !gate.link_up
             && let End::Guest(guest) = &mut there.end
         {
-            let lost = guest.captured.drain(..).count();
-            guest.captured_bytes = 0;
+            let lost = guest.capture.drop_kept();
             there.counters.dropped(Cause::NoLink, lost as u64);
         }
         there.gate = (gate != Gate::OPEN).then(|| Box::new(gate));
