@@ -41,7 +41,7 @@ impl Nic {
             indirect: false,
         };
         let tx = TxOptions {
-            frame_bytes: FRAME_BYTES as u32,
+            frame_bytes: u32::try_from(FRAME_BYTES).unwrap(),
             indirect: false,
         };
         let bytes = rx.memory_bytes(RING) + tx.memory_bytes(RING);
