@@ -311,6 +311,13 @@ impl Config {
         }
         for nic in &config.nics {
             nic.check()?;
+            if nic.tap_fds > 0 {
+                return Err(Failure::Usage(format!(
+                    "nic {}: descriptors cannot stand in a file; name the tap, or hand it with \
+                     ferry nic add --tap-fd",
+                    nic.id
+                )));
+            }
             if nic.mac.is_none() {
                 return Err(Failure::Usage(format!(
                     "nic {}: set mac; a guest keeps its address when the daemon starts again",

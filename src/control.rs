@@ -1,6 +1,7 @@
 //! The control socket: JSON-RPC 2.0, a line each way.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::daemon::Daemon;
 use crate::error::{Done, Failure};
 use crate::escalation::hooks::HookEvent;
 use crate::events::{About, What};
+use crate::files::{self, Receiver};
 use crate::migrate::nics::{self, MoveNic};
 use crate::migrate::{MachineRequest, MoveDisks};
 use crate::name::Name;
@@ -110,7 +112,7 @@ pub fn serve(daemon: Arc<Daemon>, socket: &Path) -> Done {
 }
 
 fn converse(daemon: &Arc<Daemon>, stream: &UnixStream) {
-    let mut reader = BufReader::new(stream);
+    let mut reader = BufReader::new(Receiver::new(stream));
     loop {
         let mut line = Vec::new();
         match reader
@@ -121,7 +123,7 @@ fn converse(daemon: &Arc<Daemon>, stream: &UnixStream) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let answer = answer(daemon, &line);
+        let answer = answer(daemon, &line, reader.get_ref().take());
         let mut writer = stream;
         if writeln!(writer, "{answer}").is_err() {
             return;
@@ -129,7 +131,7 @@ fn converse(daemon: &Arc<Daemon>, stream: &UnixStream) {
     }
 }
 
-fn answer(daemon: &Arc<Daemon>, line: &[u8]) -> Value {
+fn answer(daemon: &Arc<Daemon>, line: &[u8], files: Vec<OwnedFd>) -> Value {
     let request: Value = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => {
@@ -138,7 +140,11 @@ fn answer(daemon: &Arc<Daemon>, line: &[u8]) -> Value {
         }
     };
     let method = request["method"].as_str().unwrap_or_default();
-    let result = dispatch(daemon, method, request["params"].clone());
+    let parameters = request["params"].clone();
+    let result = match method {
+        "nic.add" => take(parameters).and_then(|config| daemon.add_nic(&config, files)),
+        _ => dispatch(daemon, method, parameters),
+    };
     if result.is_ok() {
         note_command(daemon, method, &request["params"]);
     }
@@ -176,7 +182,6 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: ResizeDisk = take(parameters)?;
             daemon.resize_disk(&disk.id, disk.bytes)
         }
-        "nic.add" => daemon.add_nic(&take(parameters)?),
         "nic.set" => daemon.set_nic(&take(parameters)?),
         "nic.list" => Ok(daemon.nic_lines()),
         "nic.remove" => daemon.remove_nic(&take::<OneNic>(parameters)?.id),
@@ -320,8 +325,17 @@ impl Client {
 
     /// Calls a method and waits for its answer.
     pub fn call(&mut self, method: &str, parameters: Value) -> Done<Value> {
+        self.call_with(method, parameters, &[])
+    }
+
+    /// The same, with open files beside the request.
+    pub fn call_with(&mut self, method: &str, parameters: Value, files: &[OwnedFd]) -> Done<Value> {
         let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": parameters });
-        writeln!(self.reader.get_mut(), "{request}")?;
+        files::send(
+            self.reader.get_ref(),
+            format!("{request}\n").as_bytes(),
+            files,
+        )?;
         let mut line = String::new();
         if self.reader.read_line(&mut line)? == 0 {
             return Err(Failure::Failed(

@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod escalation;
 mod events;
+mod files;
 mod images;
 mod migrate;
 mod name;

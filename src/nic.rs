@@ -34,6 +34,9 @@ pub struct NicConfig {
     pub switch: Option<Name>,
     /// The tap that it is wired to.
     pub tap: Option<String>,
+    /// Queues of a tap that come as descriptors beside the request, to be wired to.
+    #[serde(default)]
+    pub tap_fds: u16,
     /// Its socket; `nic-ID.sock` under the run directory unless set.
     pub socket_path: Option<PathBuf>,
     /// Its address; one is made up when the NIC is added, unless set.
@@ -157,14 +160,23 @@ impl NicConfig {
 
     /// Checks what types cannot say.
     pub fn check(&self) -> Done {
-        match (&self.switch, &self.tap) {
-            (None, None) => return self.wrong("say where it goes: --switch NAME or --tap NAME"),
-            (Some(_), Some(_)) => {
+        match (&self.switch, &self.tap, self.tap_fds) {
+            (None, None, 0) => {
+                return self.wrong("say where it goes: --switch NAME or --tap NAME, or --tap-fd N");
+            }
+            (Some(_), None, 0) | (None, Some(_), 0) => {}
+            (None, None, fds) if fds == self.queue_pairs => {}
+            (None, None, fds) => {
+                return self.wrong(format_args!(
+                    "{fds} descriptors of a tap for {} pairs of queues; give one for each",
+                    self.queue_pairs
+                ));
+            }
+            _ => {
                 return self.wrong(
                     "a switch or a tap, not both; a switch's own taps are its configuration's",
                 );
             }
-            _ => {}
         }
         if !(1..=QUEUE_PAIRS_MAX).contains(&self.queue_pairs) {
             return self.wrong(format_args!("queue_pairs must be 1 to {QUEUE_PAIRS_MAX}"));

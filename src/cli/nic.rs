@@ -1,13 +1,15 @@
 //! `ferry nic` and `ferry switch`.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use serde_json::{Value, json};
 
 use super::{cell, show};
 use crate::control::Client;
-use crate::error::Done;
+use crate::error::{Done, Failure};
 use crate::name::Name;
 use crate::nic::{Limit, NicChange, NicConfig, SwitchConfig};
 use crate::output;
@@ -20,11 +22,16 @@ pub enum NicCommand {
         /// Its name, the same on every host.
         id: Name,
         /// The switch that it is a port of.
-        #[arg(long, value_name = "NAME", conflicts_with = "tap")]
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["tap", "tap_fds"])]
         switch: Option<Name>,
         /// The tap that it is wired to.
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", conflicts_with = "tap_fds")]
         tap: Option<String>,
+        /// A descriptor of this command's that is a queue of a tap, to be handed to the daemon: it then
+        /// needs no privilege. For several pairs of queues said once for each. It is gone when the daemon
+        /// ends, and has to be handed again.
+        #[arg(long = "tap-fd", value_name = "N", conflicts_with = "queue_pairs")]
+        tap_fds: Vec<i32>,
         /// Its vhost-user socket; nic-ID.sock in the run directory unless given.
         #[arg(long, value_name = "SOCKET")]
         socket_path: Option<PathBuf>,
@@ -106,18 +113,26 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
             id,
             switch,
             tap,
+            tap_fds,
             socket_path,
             mac,
             mtu,
-            queue_pairs,
+            mut queue_pairs,
             any_source,
             limit_pps,
             limit_mbps,
         } => {
+            let handed = tap_fds.iter().map(|fd| inherited(*fd));
+            let handed = handed.collect::<Done<Vec<_>>>()?;
+            let tap_fds = u16::try_from(handed.len()).unwrap_or(u16::MAX);
+            if tap_fds > 0 {
+                queue_pairs = tap_fds;
+            }
             let config = NicConfig {
                 id,
                 switch,
                 tap,
+                tap_fds,
                 socket_path: socket_path.map(std::path::absolute).transpose()?,
                 mac,
                 mtu,
@@ -128,11 +143,16 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
                 link_down: false,
             };
             config.check()?;
-            let line = client.call("nic.add", serde_json::to_value(&config)?)?;
+            let line = client.call_with("nic.add", serde_json::to_value(&config)?, &handed)?;
             show(&line, |line| {
                 let text = |key: &str| cell(&line[key]);
+                let gone = if tap_fds > 0 {
+                    "\nIts tap was handed over: it is gone when the daemon ends. Hand it again then."
+                } else {
+                    ""
+                };
                 format!(
-                    "nic {} at {}\n\n  {}",
+                    "nic {} at {}{gone}\n\n  {}",
                     config.id,
                     text("socket"),
                     qemu_lines(&text("socket"), &text("mac"), queue_pairs).join(" \\\n  ")
@@ -155,6 +175,12 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
             let line = client.call("nic.set", serde_json::to_value(&change)?)?;
             show(&line, |line| match line["lasting"].as_bool() {
                 Some(true) => format!("nic {} is set so, also after a restart", change.id),
+                _ if line["tap_handed"] == true => {
+                    format!(
+                        "nic {} is set so until the daemon ends, as it is there itself",
+                        change.id
+                    )
+                }
                 _ => format!(
                     "nic {} is set so until the daemon starts again; it is in the daemon's configuration: \
                      change it there as well",
@@ -192,6 +218,18 @@ pub fn run_switch(command: SwitchCommand, client: &mut Client) -> Done {
     Ok(())
 }
 
+/// A descriptor that this process was given by who started it.
+fn inherited(fd: i32) -> Done<OwnedFd> {
+    let copy = pidfd_open(getpid(), PidfdFlags::empty())
+        .and_then(|own| pidfd_getfd(own, fd, PidfdGetfdFlags::empty()));
+    copy.map_err(|error| {
+        Failure::Usage(format!(
+            "cannot hand over descriptor {fd}: {error}; it must be open in this command, as a shell's \
+             {fd}<>FILE, or a service manager, makes it"
+        ))
+    })
+}
+
 /// The options that attach a NIC to QEMU.
 fn qemu_lines(socket: &str, mac: &str, pairs: u16) -> Vec<String> {
     let (queues, mq) = match pairs {
@@ -215,6 +253,9 @@ fn table(list: &Value) -> String {
     let rows = list["nics"].as_array().into_iter().flatten().map(|nic| {
         let to = match (&nic["switch"], &nic["tap"]) {
             (Value::String(switch), _) => format!("switch {switch}"),
+            (_, tap) if nic["tap_handed"] == true => {
+                format!("tap {}, until the daemon ends", cell(tap))
+            }
             (_, tap) => format!("tap {}", cell(tap)),
         };
         let dropped = nic["dropped"].as_object().into_iter().flatten();

@@ -4,6 +4,7 @@
 //! for each of its pairs.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,6 +40,8 @@ struct Switch {
 struct Nic {
     config: NicConfig,
     mac: Mac,
+    /// The tap that was handed over with it.
+    handed: Option<String>,
     socket: PathBuf,
     /// Dropped first: cuts the front-end.
     _listening: Listening,
@@ -77,6 +80,27 @@ fn open_taps(name: &str, queues: u16) -> Done<Vec<Tap>> {
             "cannot open the tap {name} with {queues} queue(s): {error}; {mend}"
         ))
     })
+}
+
+/// The queues of one tap, as somebody else opened them.
+fn handed_taps(id: &Name, files: Vec<OwnedFd>) -> Done<Vec<Tap>> {
+    let tap = |file| {
+        Tap::from_fd(file).map_err(|error| {
+            Failure::Failed(format!(
+                "nic {id}: a descriptor cannot be its tap: {error}; hand over /dev/net/tun with an interface \
+                 set by TUNSETIFF, with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
+            ))
+        })
+    };
+    let taps = files.into_iter().map(tap).collect::<Done<Vec<_>>>()?;
+    match taps.iter().find(|tap| tap.name() != taps[0].name()) {
+        Some(other) => Err(Failure::Failed(format!(
+            "nic {id}: the descriptors are of several interfaces, {} and {}; hand over queues of one",
+            taps[0].name(),
+            other.name()
+        ))),
+        None => Ok(taps),
+    }
 }
 
 fn switch_port(
@@ -124,7 +148,7 @@ impl Daemon {
         let kept = kept::load::<NicConfig>(state_dir).into_iter();
         let nics = self.config.nics.iter().cloned();
         for config in nics.chain(kept.filter(|it| !known(&it.id))) {
-            if let Err(error) = self.start_nic(&config) {
+            if let Err(error) = self.start_nic(&config, Vec::new()) {
                 tracing::error!(nic = %config.id, %error, "a NIC is not taken up");
             }
         }
@@ -184,20 +208,35 @@ impl Daemon {
         Ok(json!({ "removed": name }))
     }
 
-    /// `ferry nic add`.
-    pub fn add_nic(&self, config: &NicConfig) -> Done<Value> {
+    /// `ferry nic add`. What came with descriptors is not kept: they end with the daemon.
+    pub fn add_nic(&self, config: &NicConfig, files: Vec<OwnedFd>) -> Done<Value> {
         config.check()?;
+        if files.len() != usize::from(config.tap_fds) {
+            return Err(Failure::Usage(format!(
+                "nic {}: {} descriptors were said and {} came",
+                config.id,
+                config.tap_fds,
+                files.len()
+            )));
+        }
+        let handed = handed_taps(&config.id, files)?;
         let mut config = config.clone();
         // From now on it is the NIC's, also after a restart.
         let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
         config.mac = Some(mac.to_string());
-        let line = self.start_nic(&config)?;
+        let line = self.start_nic(&config, handed)?;
+        if config.tap_fds > 0 {
+            tracing::warn!(nic = %config.id, tap = %line["tap"],
+                "the NIC's tap was handed over; both are gone when the daemon ends, until it is handed again");
+            return Ok(line);
+        }
         kept::store(&self.config.state_dir, &config)
             .inspect_err(|_| drop(lock(&self.nics.nics).remove(&config.id)))?;
         Ok(line)
     }
 
-    fn start_nic(&self, config: &NicConfig) -> Done<Value> {
+    /// `handed`: the queues of its tap, if they came from outside.
+    fn start_nic(&self, config: &NicConfig, handed: Vec<Tap>) -> Done<Value> {
         config.check()?;
         let id = &config.id;
         // In this order everywhere.
@@ -208,10 +247,14 @@ impl Daemon {
         }
         let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
         let guard = (!config.any_source).then_some(mac);
+        let tap = handed.first().map(|tap| tap.name().to_owned());
         let attachment = match (&config.switch, &config.tap) {
             (Some(switch), _) => switch_port(&switches, switch, config, guard)?,
-            (None, Some(tap)) => self.wires(tap, config, guard)?,
-            (None, None) => unreachable!("checked"),
+            (None, Some(tap)) => {
+                let taps = open_taps(tap, config.queue_pairs)?;
+                self.wires(taps, config, guard)?
+            }
+            (None, None) => self.wires(handed, config, guard)?,
         };
         let device = NetDevice::new(id.as_str(), config.options(mac), attachment);
         let device = device.map_err(|error| Failure::Usage(format!("nic {id}: {error}")))?;
@@ -228,6 +271,7 @@ impl Daemon {
         let nic = Nic {
             config: config.clone(),
             mac,
+            handed: tap,
             socket,
             _listening: listening,
             device,
@@ -237,7 +281,7 @@ impl Daemon {
         Ok(line)
     }
 
-    fn wires(&self, tap: &str, config: &NicConfig, guard: Option<Mac>) -> Done<Attachment> {
+    fn wires(&self, taps: Vec<Tap>, config: &NicConfig, guard: Option<Mac>) -> Done<Attachment> {
         let workers = self.workers();
         let wire = |tap| {
             let worker = &workers[self.next_home() % workers.len()];
@@ -246,7 +290,6 @@ impl Daemon {
             let tap = bridge.add_tap(tap)?;
             Ok(Wire { guest, tap })
         };
-        let taps = open_taps(tap, config.queue_pairs)?;
         let wires: Result<_, LifecycleError> = taps.into_iter().map(wire).collect();
         Ok(Attachment::Wires(wires.map_err(failed("nic", &config.id))?))
     }
@@ -259,7 +302,8 @@ impl Daemon {
         let nic = nics.get_mut(id).ok_or_else(|| unknown(id))?;
         let config = change.of(&nic.config);
         // What the daemon's configuration says counts at its next start.
-        let lasting = !self.config.nics.iter().any(|it| it.id == *id);
+        let configured = self.config.nics.iter().any(|it| it.id == *id);
+        let lasting = !configured && nic.handed.is_none();
         if lasting {
             kept::store(&self.config.state_dir, &config)?;
         }
@@ -324,7 +368,8 @@ impl Nic {
             "id": self.config.id,
             "mac": self.mac.to_string(),
             "switch": self.config.switch,
-            "tap": self.config.tap,
+            "tap": self.config.tap.as_ref().or(self.handed.as_ref()),
+            "tap_handed": self.handed.is_some(),
             "socket": self.socket,
             "mtu": self.config.mtu,
             "queue_pairs": self.config.queue_pairs,

@@ -83,6 +83,22 @@ fn clean(report: &Report) {
     }
 }
 
+/// Most of the frames arrive, each whole and once. How many a receiver that was not given a core for a
+/// while misses says nothing about the daemon.
+#[track_caller]
+fn carries(plan: NetPlan) {
+    let report = run(&NetPlan {
+        lossless: false,
+        ..plan
+    });
+    let report = report.unwrap();
+    assert!(report.is_clean(), "{}", report.table());
+    for direction in &report.directions {
+        let received = direction.received.as_ref().expect("both ports receive");
+        assert!(received.rx_frames > 1000, "{}", report.table());
+    }
+}
+
 #[test]
 fn frames_cross_a_switch_whole_and_in_order() {
     let lan = Lan::new(&[]);
@@ -187,7 +203,7 @@ fn a_nic_is_changed_while_it_is_served() {
     assert!(dropped > Some(0), "{}", lan.nic(1));
     set(&lan, &["y", "--link", "up", "--limit-pps", "none"]).ok();
     assert_eq!(lan.nic(1)["limit_pps"], serde_json::Value::Null);
-    clean(&run(&lan.plan()).unwrap());
+    carries(lan.plan());
     set(&lan, &["z", "--link", "up"]).refused(&["no NIC z"]);
     let error = set(&lan, &["y"]).error(2);
     assert!(error.contains("--link"), "{error}");
@@ -306,4 +322,71 @@ fn a_tap_is_a_port_of_a_switch() {
         let plan = plan(&socket("x"), &socket("y"));
         clean(&run(&NetPlan { bytes, ..plan }).unwrap());
     }
+}
+
+/// Says to the test below, run in a daemon's network, which tap to open and whom to hand it.
+const HAND_OVER: &str = "FERRY_TEST_HAND_OVER";
+
+/// No test by itself: a process that may open taps, for a daemon that need not.
+#[test]
+fn hands_a_tap_over() {
+    use std::os::fd::AsRawFd;
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+    let Ok(control) = std::env::var(HAND_OVER) else {
+        return;
+    };
+    let tap = ferry_dataplane::net::tap::Tap::open("t0", 1)
+        .unwrap()
+        .remove(0);
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let file = pidfd_getfd(own, tap.as_raw_fd(), PidfdGetfdFlags::empty()).unwrap();
+    let done = Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .args(["nic", "add", "x", "--tap-fd", "0", "--control", &control])
+        .stdin(Stdio::from(file))
+        .status();
+    assert!(done.unwrap().success());
+}
+
+#[test]
+fn a_tap_is_handed_over_by_who_may_open_it() {
+    if !networks("a_tap_is_handed_over_by_who_may_open_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut host = Host::in_network(dir.path(), "a");
+    let add = |words: &[&str]| host.run(&[&["nic", "add", "x"], words].concat());
+    // The command's input is /dev/null.
+    add(&["--tap-fd", "0"]).refused(&["cannot be its tap", "IFF_VNET_HDR"]);
+    let error = add(&["--tap-fd", "99"]).error(2);
+    assert!(error.contains("must be open in this command"), "{error}");
+    let control = host.dir.join("run/control.sock");
+    let handed = std::process::Command::new("nsenter")
+        .args(["-t", &host.pid().to_string(), "--user", "--net"])
+        .args(["--preserve-credentials", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "nics::hands_a_tap_over", "--nocapture"])
+        .env(HAND_OVER, text(&control))
+        .output()
+        .unwrap();
+    assert!(handed.status.success(), "{handed:?}");
+    let line = host.run(&["nic", "list"]).ok()["nics"][0].clone();
+    assert_eq!(
+        (&line["tap"], &line["tap_handed"]),
+        (&"t0".into(), &true.into())
+    );
+    host.ip("link add br0 type bridge mcast_snooping 0");
+    host.run(&["nic", "add", "y", "--tap", "t1"]).ok();
+    for tap in ["t0", "t1"] {
+        host.ip(&format!("link set {tap} master br0 up"));
+    }
+    host.ip("link set br0 up");
+    let socket = |id: &str| host.dir.join("run").join(format!("nic-{id}.sock"));
+    carries(plan(&socket("x"), &socket("y")));
+    host.restart();
+    let nics = host.run(&["nic", "list"]).ok()["nics"].clone();
+    assert_eq!(nics.as_array().map(Vec::len), Some(1), "{nics}");
+    assert_eq!(nics[0]["id"], "y");
 }
