@@ -131,10 +131,16 @@ pub const CONTROL_WINDOW: std::time::Duration = std::time::Duration::from_millis
 pub const CONTROL_DATA_BYTES: usize = 64 << 10;
 
 /// Frames that are kept for a guest whose queues stand still.
-pub const CAPTURE_FRAMES: usize = 4096;
+pub const CAPTURE_FRAMES: usize = 512;
 
 /// Bytes of these at most.
-pub const CAPTURE_BYTES: usize = 16 << 20;
+pub const CAPTURE_BYTES: usize = 4 << 20;
+
+/// Frames that are kept for a guest whose NIC moves.
+pub const MOVE_CAPTURE_FRAMES: usize = 4096;
+
+/// Bytes of these at most.
+pub const MOVE_CAPTURE_BYTES: usize = 16 << 20;
 
 /// Group frames that are remembered while a NIC arrives, to be told from those that come another way.
 pub const CAPTURE_TWINS: usize = 64;

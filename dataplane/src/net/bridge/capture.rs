@@ -18,13 +18,20 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use crate::limits::{CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS};
+use crate::limits::{
+    CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS, MOVE_CAPTURE_BYTES, MOVE_CAPTURE_FRAMES,
+};
 use crate::net::header::Header;
 use crate::net::lifecycle::NicEvent;
 
 /// How much sooner one of two that are the same may come. A station that says the same thing twice
 /// waits longer.
 const TWIN_NS: u64 = 50_000_000;
+
+/// Frames and bytes that are kept for a guest that stands still, for whatever reason and however long.
+const STOPPED: (usize, usize) = (CAPTURE_FRAMES, CAPTURE_BYTES);
+/// For one that moves: all that comes within its blackout.
+const MOVED: (usize, usize) = (MOVE_CAPTURE_FRAMES, MOVE_CAPTURE_BYTES);
 
 /// A frame for a guest whose queues stand still.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,9 +110,8 @@ struct Frames {
 }
 
 impl Frames {
-    fn push(&mut self, frame: Captured) -> bool {
-        let full =
-            self.frames.len() == CAPTURE_FRAMES || self.bytes + frame.bytes.len() > CAPTURE_BYTES;
+    fn push(&mut self, frame: Captured, (frames, bytes): (usize, usize)) -> bool {
+        let full = self.frames.len() >= frames || self.bytes + frame.bytes.len() > bytes;
         if !full {
             self.bytes += frame.bytes.len();
             self.frames.push_back(frame);
@@ -185,18 +191,18 @@ impl Capture {
                 if group && arrival.came(now_ns, &frame.bytes) {
                     return Kept::Yes;
                 }
-                arrival.own.push(frame)
+                arrival.own.push(frame, MOVED)
             }
             _ if !self.on && !running => return Kept::NoLink,
             Place::Leaves(to) if !running => {
-                let kept = self.kept.push(frame.clone());
+                let kept = self.kept.push(frame.clone(), MOVED);
                 if kept {
                     // Who is not there to hear it is told all of them later.
                     to.tell(Told::Frame(frame));
                 }
                 kept
             }
-            _ => self.kept.push(frame),
+            _ => self.kept.push(frame, STOPPED),
         };
         if done {
             self.next_seq += 1;
@@ -267,8 +273,10 @@ impl Capture {
 
     /// It does not leave, or nothing more is passed on.
     pub fn stay(&mut self) {
-        if let Place::Gone(_) = std::mem::take(&mut self.place) {
-            self.on = false;
+        match self.place {
+            Place::Leaves(_) => self.place = Place::Stays,
+            Place::Gone(_) => (self.place, self.on) = (Place::Stays, false),
+            Place::Stays | Place::Arrives(_) => {}
         }
     }
 
@@ -287,7 +295,7 @@ impl Capture {
         }
         frame.seq = self.next_seq;
         self.next_seq += 1;
-        self.kept.push(frame)
+        self.kept.push(frame, MOVED)
     }
 
     /// No more is to be given before what came here. True when something waits.

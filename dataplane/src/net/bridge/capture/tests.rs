@@ -119,6 +119,23 @@ fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     assert!(told_there.recv().is_err(), "nobody tells any more");
 }
 
+/// The next move begins while stragglers of the last are still passed on.
+#[test]
+fn the_end_of_one_move_does_not_end_the_next() {
+    let mut capture = stopped();
+    let (to, _told) = teller();
+    capture.leave(to);
+    capture.gone();
+    capture.arrive();
+    capture.stay();
+    from_source(&mut capture, false, 1);
+    capture.resumed();
+    keep(&mut capture, true, false, 2);
+    assert_eq!(given(&mut capture), [1]);
+    capture.settle();
+    assert_eq!(given(&mut capture), [2]);
+}
+
 #[test]
 fn what_the_source_passes_on_is_first() {
     let mut capture = Capture::default();
@@ -168,6 +185,12 @@ fn a_frame_to_a_group_that_comes_both_ways_is_given_once() {
 fn what_is_kept_is_bounded() {
     let mut capture = stopped();
     for _ in 0..CAPTURE_FRAMES {
+        assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
+    }
+    assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
+    let (to, _told) = teller();
+    capture.leave(to);
+    for _ in CAPTURE_FRAMES..MOVE_CAPTURE_FRAMES {
         assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
     }
     assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
