@@ -256,6 +256,18 @@ impl World {
         }
     }
 
+    /// A move with frames in its blackout.
+    #[track_caller]
+    fn moves(&mut self, from: usize, to: usize, numbers: std::ops::Range<u32>) {
+        self.announce(from, to);
+        let there = self.connect(to);
+        let bases = self.guest.vmm.stop().unwrap();
+        self.send(from, numbers.clone());
+        self.guest.start_at(there, &bases);
+        let wanted: Vec<u32> = numbers.collect();
+        assert_eq!(self.guest.numbers(wanted.len()), wanted);
+    }
+
     fn leaving(&self, at: usize) -> Value {
         self.hosts[at].run(&["migrate", "status"]).ok()["nics"][0].clone()
     }
@@ -323,6 +335,14 @@ fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destinati
     assert_eq!(world.guest.numbers(20), (200..220).collect::<Vec<_>>());
     assert_eq!(world.counter(0, "rx_frames"), 1 + 163 + 20);
     assert_eq!(world.counter(0, "capture_lost"), 0);
+    // And on, while stragglers of that move are still passed on.
+    world.moves(0, 1, 300..320);
+    world.moves(1, 0, 400..420);
+    world.send(0, 500..505);
+    assert_eq!(world.guest.numbers(5), (500..505).collect::<Vec<_>>());
+    world.wait_phase(1, "moved");
+    world.send(0, 505..510);
+    assert_eq!(world.guest.numbers(5), (505..510).collect::<Vec<_>>());
 }
 
 #[test]
@@ -354,6 +374,27 @@ fn a_cancelled_move_delivers_at_the_source() {
     world.stations[1].poll();
     assert_eq!(world.stations[1].take(RARP).len(), 0);
     assert_eq!(world.leaving(0)["phase"], "cancelled");
+}
+
+/// A machine that boots on the NIC of one that did not come is served.
+#[test]
+fn a_move_that_fails_leaves_the_nic_there_free() {
+    let mut world = World::new();
+    let mut there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    let state = world.guest.vmm.save_state().unwrap();
+    there.load_state(&state).unwrap();
+    drop(there);
+    world
+        .guest
+        .vmm
+        .start_at(&world.guest.device, &bases)
+        .unwrap();
+    world.send(0, 1..5);
+    assert_eq!(world.guest.numbers(4), [1, 2, 3, 4]);
+    let mut fresh = Nic::at(&socket(&world.hosts[1], "g"));
+    world.send(1, 10..12);
+    assert_eq!(fresh.numbers(2), [10, 11]);
 }
 
 /// The VMM carries the state, and nobody has told Ferry of the move.

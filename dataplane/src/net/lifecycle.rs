@@ -54,8 +54,8 @@ pub trait NicLifecycle: Send + Sync {
 
     /// From now on `told` hears of each frame that is kept while the rings stand still, and of what
     /// the rings do. The channel is bounded and never waited for: what it has no room for is lost, and
-    /// counted as such.
-    fn leave(&self, told: Sender<NicEvent>) -> Result<(), LifecycleError>;
+    /// counted as such. The answer names this leave-taking for [`NicLifecycle::stay`].
+    fn leave(&self, told: Sender<NicEvent>) -> Result<u64, LifecycleError>;
 
     /// The state, with as many of the frames in hand as it has room for. Refused while rings run.
     fn export(&self) -> Result<Vec<u8>, LifecycleError>;
@@ -66,8 +66,9 @@ pub trait NicLifecycle: Send + Sync {
     /// The guest runs at the destination. When this returns, every frame that was kept is told.
     fn gone(&self) -> Result<(), LifecycleError>;
 
-    /// The NIC does not leave, or is gone for good: nothing is told any more.
-    fn stay(&self);
+    /// The NIC does not leave, or is gone for good: nothing is told any more. Does nothing when the NIC
+    /// has taken leave anew since, or is to arrive.
+    fn stay(&self, leave: u64);
 
     /// The NIC is to arrive here. Refused while a guest runs on it.
     fn arrive(&self, activated: ActivatedHook) -> Result<(), LifecycleError>;

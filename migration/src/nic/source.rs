@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use ferry_dataplane::lifecycle::LifecycleError;
-use ferry_dataplane::limits::CAPTURE_FRAMES;
+use ferry_dataplane::limits::MOVE_CAPTURE_FRAMES;
 use ferry_dataplane::net::lifecycle::{NicEvent, NicLifecycle, PortFrame, Told};
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_secs(3);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events of a port that may wait to be sent: all frames that it keeps, with room for the others.
-const PORT_EVENTS_MAX: usize = 2 * CAPTURE_FRAMES;
+const PORT_EVENTS_MAX: usize = 2 * MOVE_CAPTURE_FRAMES;
 
 /// What to move and where.
 #[derive(Clone)]
@@ -123,6 +123,7 @@ pub fn start(params: NicParams) -> std::io::Result<NicHandle> {
         shared: shared.clone(),
         cancelled,
         met: false,
+        leave: None,
         stopped: None,
         activated: None,
     };
@@ -170,6 +171,8 @@ struct Mover {
     cancelled: Receiver<()>,
     /// The destination has consented once: a lost link is tried again.
     met: bool,
+    /// The last time that the device was told to leave.
+    leave: Option<u64>,
     /// When the rings stopped.
     stopped: Option<Instant>,
     /// When the guest ran at the destination.
@@ -203,7 +206,9 @@ impl Mover {
                 }
             }
         };
-        self.params.nic.stay();
+        if let Some(leave) = self.leave {
+            self.params.nic.stay(leave);
+        }
         tracing::info!(nic = %self.params.id, ?phase, reason, "a NIC's move is over");
         self.shared
             .set(|status| (status.phase, status.reason) = (phase, reason));
@@ -221,8 +226,9 @@ impl Mover {
         }
         self.met = true;
         let (told_to, told) = bounded(self.params.nic.ports().max(1) * PORT_EVENTS_MAX);
-        if let Err(error) = self.params.nic.leave(told_to) {
-            return End::Refused(error.to_string());
+        match self.params.nic.leave(told_to) {
+            Ok(leave) => self.leave = Some(leave),
+            Err(error) => return End::Refused(error.to_string()),
         }
         self.shared
             .set(|status| (status.phase, status.reason) = (NicPhase::Ready, None));

@@ -28,6 +28,7 @@ impl<K: Kind> Conversation for Device<K> {
     type Handler = Mutex<Messages<K>>;
 
     fn open(self: &Arc<Self>) -> Arc<Mutex<Messages<K>>> {
+        self.state().connected = true;
         Arc::new(Mutex::new(Messages(self.clone())))
     }
 

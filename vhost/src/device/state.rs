@@ -55,6 +55,8 @@ pub(super) struct Departed {
 
 /// What a front-end negotiated, and what the kind keeps with it.
 pub struct State<K: Kind> {
+    /// There is a front-end.
+    pub(crate) connected: bool,
     pub(crate) features: u64,
     pub(crate) rings: Vec<Ring>,
     pub(super) memory: Arc<MemoryMap>,
@@ -72,6 +74,7 @@ pub struct State<K: Kind> {
 impl<K: Kind> State<K> {
     pub(super) fn new(num_queues: u16, own: K::Own) -> State<K> {
         State {
+            connected: false,
             features: 0,
             rings: (0..num_queues).map(|_| Ring::default()).collect(),
             memory: Arc::default(),
@@ -96,11 +99,6 @@ impl<K: Kind> State<K> {
             Some(departed) => (departed.features, &departed.rings),
             None => (self.features, &self.rings),
         }
-    }
-
-    /// Whether a front-end has said anything of its guest.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.features != 0
     }
 
     pub(crate) fn has(&self, feature: u64) -> bool {

@@ -48,6 +48,18 @@ impl Arrival {
         !self.pending && self.delivered.as_ref().is_some_and(|it| it.0 == origin)
     }
 
+    /// Nobody will say what becomes of it, once its front-end is gone too.
+    pub fn is_abandoned(&self) -> bool {
+        self.pending && !self.attended
+    }
+
+    /// A machine whose rings have run may stop and start all of them as it likes.
+    pub fn is_here(&mut self) {
+        if !self.pending {
+            self.bases.clear();
+        }
+    }
+
     /// A conversation with the source has begun.
     pub fn attend(&mut self, activated: ActivatedHook) {
         *self = Arrival {

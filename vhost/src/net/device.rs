@@ -80,16 +80,25 @@ pub struct Net {
     /// Names this device, since it was made, to whom its frames go.
     pub(super) origin: u64,
     arrival: Mutex<Arrival>,
+    carried: Mutex<Carried>,
+}
+
+/// What went through a NIC that came from another host.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Carried {
+    /// There.
+    pub elsewhere: PortTotals,
+    /// Through the ports here, before it came.
+    pub before: PortTotals,
 }
 
 /// What a NIC keeps under its device's lock.
 #[derive(Default)]
 pub struct Own {
-    /// What went through it on other hosts, and through its ports here before it came.
-    pub(super) carried: PortTotals,
-    pub(super) since: PortTotals,
     /// Who is told, while it leaves.
     pub(super) told: Option<Sender<NicEvent>>,
+    /// How often it took leave.
+    pub(super) leaves: u64,
     /// Of its state, by way of the VMM.
     transfer: Option<Transfer>,
 }
@@ -122,6 +131,7 @@ impl NetDevice {
             attachment,
             origin: RandomState::new().build_hasher().finish(),
             arrival: Mutex::default(),
+            carried: Mutex::default(),
         };
         Ok(Device::without_front_end(kind, Own::default()))
     }
@@ -187,6 +197,10 @@ impl NetDevice {
 impl Net {
     pub(super) fn arrival(&self) -> MutexGuard<'_, Arrival> {
         self.arrival.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn carried(&self) -> MutexGuard<'_, Carried> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was captured for the guest is for nobody.
@@ -426,6 +440,7 @@ impl Kind for Net {
     }
 
     fn stopped(&self, state: &State<Net>) {
+        self.arrival().is_here();
         if let Some(told) = &state.own.told
             && state.running().next().is_none()
         {
@@ -441,7 +456,11 @@ impl Kind for Net {
         {
             tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
         }
-        if state.own.told.is_none() && !self.arrival().is_pending() {
+        let mut arrival = self.arrival();
+        arrival.is_here();
+        if arrival.is_abandoned() {
+            self.does_not_arrive(&mut arrival);
+        } else if state.own.told.is_none() && !arrival.is_pending() {
             self.drop_captured();
         }
     }

@@ -13,7 +13,7 @@ use ferry_migration::schema::queue_v1::QueueV1;
 
 use super::arrival;
 use super::control::ControlSettings;
-use super::device::{Net, NetDevice, Own};
+use super::device::{Carried, Net, NetDevice};
 use crate::device::{Kind, State, feature as common};
 
 /// Counts, as they are carried.
@@ -125,7 +125,20 @@ fn settings(it: &ControlV1) -> ControlSettings {
 }
 
 impl Net {
-    pub(super) fn local_totals(&self) -> PortTotals {
+    /// What was imported and delivered is nobody's.
+    pub(super) fn does_not_arrive(&self, arrival: &mut arrival::Arrival) {
+        *arrival = arrival::Arrival::default();
+        self.drop_captured();
+    }
+
+    fn totals(&self) -> PortTotals {
+        let carried = *self.carried();
+        let mut totals = carried.elsewhere;
+        totals.add_since(&carried.before, &self.local_totals());
+        totals
+    }
+
+    fn local_totals(&self) -> PortTotals {
         let mut totals = PortTotals::default();
         for port in self.attachment.guests() {
             port.counters().add_to(&mut totals);
@@ -153,7 +166,7 @@ impl Net {
             link_up: self.standing.link_is_up(),
             control: self.standing.settings().map(|(_, it)| control_v1(&it)),
             addresses,
-            counters: Totals(state.own.totals(self.local_totals())).to_v1(),
+            counters: Totals(self.totals()).to_v1(),
         })
     }
 
@@ -260,10 +273,10 @@ impl Net {
         }
         let bases = incoming.queues.iter().map(|queue| queue.next_avail);
         arrival.expect(bases, incoming.net.acked_features == 0);
-        let local = self.local_totals();
-        state
-            .own
-            .carry(Totals::of_v1(&incoming.net.counters), local);
+        *self.carried() = Carried {
+            elsewhere: Totals::of_v1(&incoming.net.counters),
+            before: self.local_totals(),
+        };
         let address = |it: &AddressV1| Address {
             vlan: it.vlan,
             ip: it.ip,
@@ -295,24 +308,10 @@ impl Net {
     }
 }
 
-impl Own {
-    /// Counts of the NIC on all hosts.
-    pub(super) fn totals(&self, local: PortTotals) -> PortTotals {
-        let mut totals = self.carried;
-        totals.add_since(&self.since, &local);
-        totals
-    }
-
-    fn carry(&mut self, carried: PortTotals, local: PortTotals) {
-        (self.carried, self.since) = (carried, local);
-    }
-}
-
 impl NetDevice {
-    /// What went through the NIC, on whatever host it was.
+    /// What went through the NIC, on whatever host it was. Does not wait for its front-end.
     pub fn totals(&self) -> PortTotals {
-        let local = self.kind.local_totals();
-        self.state().own.totals(local)
+        self.kind.totals()
     }
 }
 
@@ -334,8 +333,13 @@ impl NicLifecycle for NetDevice {
         self.kind.check_net(&theirs.net)
     }
 
-    fn leave(&self, told: Sender<NicEvent>) -> Result<(), LifecycleError> {
+    fn leave(&self, told: Sender<NicEvent>) -> Result<u64, LifecycleError> {
         let mut state = self.state();
+        if self.kind.arrival().is_pending() {
+            return Err(LifecycleError::Refused(
+                "the NIC is to arrive here; its guest is elsewhere".into(),
+            ));
+        }
         for (called, port) in (0u16..).zip(self.kind.attachment.guests()) {
             port.capture(true)?;
             port.leave(told.clone(), called)?;
@@ -344,7 +348,8 @@ impl NicLifecycle for NetDevice {
             let _ = told.try_send(NicEvent::Stopped);
         }
         state.own.told = Some(told);
-        Ok(())
+        state.own.leaves += 1;
+        Ok(state.own.leaves)
     }
 
     fn export(&self) -> Result<Vec<u8>, LifecycleError> {
@@ -360,15 +365,17 @@ impl NicLifecycle for NetDevice {
         ports.into_iter().try_for_each(|port| port.gone())
     }
 
-    fn stay(&self) {
+    fn stay(&self, leave: u64) {
         let mut state = self.state();
-        state.own.told = None;
+        if state.own.leaves != leave || state.own.told.take().is_none() {
+            return;
+        }
         for port in self.kind.attachment.guests() {
             if let Err(error) = port.stay() {
                 tracing::warn!(device = self.kind.name(), %error, "the NIC's frames go elsewhere");
             }
         }
-        if !state.is_connected() {
+        if !state.connected {
             self.kind.drop_captured();
         }
     }
@@ -406,9 +413,13 @@ impl NicLifecycle for NetDevice {
     }
 
     fn settle(&self) {
+        let state = self.state();
         let mut arrival = self.kind.arrival();
         if arrival.is_pending() {
             arrival.unattended();
+            if !state.connected {
+                self.kind.does_not_arrive(&mut arrival);
+            }
         } else {
             arrival::settle(&self.kind.attachment, self.kind.name());
         }
@@ -417,8 +428,7 @@ impl NicLifecycle for NetDevice {
     fn void(&self) {
         let mut arrival = self.kind.arrival();
         if arrival.is_pending() {
-            *arrival = arrival::Arrival::default();
-            self.kind.drop_captured();
+            self.kind.does_not_arrive(&mut arrival);
         }
     }
 }
