@@ -57,7 +57,9 @@ impl Shape {
 pub(super) struct Slots {
     pub ring: LaidRing,
     buffers: View,
+    addr: u64,
     stride: usize,
+    pieces: u16,
 }
 
 impl Slots {
@@ -87,7 +89,9 @@ impl Slots {
         Ok(Self {
             ring: LaidRing::new(device, queue, features, (count, shape.descs()))?,
             buffers: memory.view(addr, bytes)?,
+            addr,
             stride: shape.stride() as usize,
+            pieces: shape.pieces(),
         })
     }
 
@@ -95,6 +99,18 @@ impl Slots {
     pub fn write(&self, slot: u16, at: usize, bytes: &[u8]) {
         let start = usize::from(slot) * self.stride;
         self.buffers.write(start + at, bytes);
+    }
+
+    /// Has the device read so many bytes of a free slot's buffer, which must be of one piece.
+    pub fn set_bytes(&self, slot: u16, bytes: u32) {
+        assert_eq!(self.pieces, 1, "a chain's length is fixed");
+        let desc = Desc {
+            addr: self.addr + u64::from(slot) * self.stride as u64,
+            len: bytes,
+            flags: 0,
+            next: 0,
+        };
+        self.ring.ring.write_desc(self.ring.head(slot), desc);
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-//! A transmit queue: one frame, sent over and over with a few bytes changed.
+//! A transmit queue: one frame, sent over and over with a few bytes changed, or frames of any length.
 
 use std::collections::VecDeque;
 
@@ -37,6 +37,7 @@ pub struct TxQueue {
     slots: Slots,
     /// First out, first in again, so that slots stay in the ring's order.
     free: VecDeque<u16>,
+    frame_bytes_max: usize,
 }
 
 impl TxQueue {
@@ -59,6 +60,7 @@ impl TxQueue {
         Ok(Self {
             free: (0..slots.ring.count()).collect(),
             slots,
+            frame_bytes_max: options.frame_bytes as usize,
         })
     }
 
@@ -98,6 +100,23 @@ impl TxQueue {
             slots: &self.slots,
             slot,
         });
+        self.slots.ring.put(slot);
+        true
+    }
+
+    /// Puts a frame of any length into the ring, up to what the options say, which must be less than a
+    /// page; false if there is no room. The device learns of it at [`commit`](Self::commit).
+    pub fn put_frame(&mut self, frame: &[u8]) -> bool {
+        let Some(slot) = self.free.pop_front() else {
+            return false;
+        };
+        assert!(
+            frame.len() <= self.frame_bytes_max,
+            "a frame that is too long"
+        );
+        self.slots.write(slot, HEADER_BYTES, frame);
+        let bytes = u32::try_from(HEADER_BYTES + frame.len()).unwrap_or(u32::MAX);
+        self.slots.set_bytes(slot, bytes);
         self.slots.ring.put(slot);
         true
     }
