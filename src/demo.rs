@@ -1,14 +1,17 @@
 //! `ferry demo`: the main job on a bare machine. Two daemons in two processes, a disk under a
-//! stamped and verified load that never pauses, a move there and back, and a verdict.
+//! stamped and verified load that never pauses, a move there and back, and a verdict. Or a game instead
+//! of the load, with `--pinball`.
 
 mod host;
 mod machine;
+mod pinball;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use ferry_migration::ids::DiskId;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::error::{Done, Failure};
@@ -27,6 +30,13 @@ const COPY_PATIENCE: Duration = Duration::from_secs(120);
 /// `ferry demo`.
 #[derive(Args)]
 pub struct DemoArguments {
+    /// A game of pinball that is played on while its machine, disk and NIC, changes hosts. Without a
+    /// terminal it plays by itself, and prints what was seen.
+    #[arg(long, conflicts_with_all = ["size", "queues", "depth"])]
+    pinball: bool,
+    /// How long the game goes on; 15 unless given, 30 with a terminal.
+    #[arg(long, requires = "pinball", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: Option<u64>,
     /// Size of the disk.
     #[arg(long, default_value = "256M", value_parser = parse_size)]
     size: u64,
@@ -36,10 +46,10 @@ pub struct DemoArguments {
     /// Requests in flight for each queue.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
     depth: u16,
-    /// How often the disk goes there and back.
+    /// How often it goes there and back.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Draws the load; the same seed draws the same.
+    /// Draws the load, or the game; the same seed draws the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Where the two images go for the time of the demo; the system's temporary directory unless
@@ -94,7 +104,11 @@ pub fn run(arguments: &DemoArguments) -> Done {
         })?;
     say("two daemons start, each with a state, an image and sockets of its own");
     let hosts = [Host::start("A", dir.path())?, Host::start("B", dir.path())?];
-    let result = play(arguments, dir.path(), hosts);
+    let result = if arguments.pinball {
+        pinball::run(arguments, dir.path(), hosts)
+    } else {
+        play(arguments, dir.path(), hosts)
+    };
     dir.close()
         .map_err(|error| Failure::Failed(format!("cannot clean up: {error}")))?;
     result
@@ -214,7 +228,14 @@ fn hand_over(
     machine.connect_next(&target.socket())?;
     say(&format!("{route}: the disk is copied under the load"));
     let copying = Instant::now();
-    source.copy_disk(id, target.peer(), COPY_PATIENCE, || machine.check())?;
+    let bar = copy_bar();
+    let copied = source.copy_disk(id, target.peer(), COPY_PATIENCE, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        machine.check()
+    });
+    bar.finish_and_clear();
+    copied?;
     let copy = copying.elapsed();
     // The machine stops here: its rings are drained, and what it goes on to submit waits in them.
     let in_flight = machine.stop_rings()?;
@@ -233,6 +254,15 @@ fn hand_over(
         in_flight,
         report,
     })
+}
+
+fn copy_bar() -> ProgressBar {
+    if !output::watched() {
+        return ProgressBar::hidden();
+    }
+    let style = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+    let style = ProgressStyle::with_template(style).expect("a valid template");
+    ProgressBar::new(0).with_style(style)
 }
 
 /// A line of the story, for a person.

@@ -6,12 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ferry_migration::ids::DiskId;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::control::Client;
 use crate::error::{Done, Failure};
-use crate::output;
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -101,41 +99,68 @@ impl Host {
         Ok(())
     }
 
-    /// Copies the disk to `peer`, until both sides have every byte.
+    /// Copies the disk to `peer`, until both sides have every byte; `each` hears now and then how many
+    /// are done, of how many.
     pub fn copy_disk(
         &mut self,
         id: &DiskId,
         peer: &str,
         patience: Duration,
-        mut check: impl FnMut() -> Done,
+        mut each: impl FnMut(u64, u64) -> Done,
     ) -> Done {
-        let bar = if output::watched() {
-            let style = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
-            let style = ProgressStyle::with_template(style).expect("a valid template");
-            ProgressBar::new(0).with_style(style)
-        } else {
-            ProgressBar::hidden()
-        };
         self.client
             .call("migrate.disk", json!({ "ids": [id], "to": peer }))?;
         let began = Instant::now();
         loop {
-            check()?;
             let status = self.client.call("migrate.status", json!({}))?;
             let disk = &status["disks"][0];
-            bar.set_length(disk["bytes_total"].as_u64().unwrap_or(0));
-            bar.set_position(disk["bytes_done"].as_u64().unwrap_or(0));
+            let bytes = |key: &str| disk[key].as_u64().unwrap_or(0);
+            each(bytes("bytes_done"), bytes("bytes_total"))?;
             if disk["in_sync"] == true {
-                bar.finish_and_clear();
                 return Ok(());
             }
             let over = matches!(disk["phase"].as_str(), Some("failed" | "cancelled"));
             if over || began.elapsed() > patience {
-                bar.finish_and_clear();
                 return Err(Failure::Failed(format!("the copy did not end: {disk}")));
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// A switch, and a NIC that is a port of it.
+    pub fn add_switch(&mut self, name: &str) -> Done {
+        self.client
+            .call("switch.add", json!({ "name": name }))
+            .map(drop)
+    }
+
+    /// Where the NIC is served.
+    pub fn nic_socket(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("nic-{id}.sock"))
+    }
+
+    /// A port of a switch; `any_source` for one that leads to others.
+    pub fn add_nic(&mut self, id: &str, switch: &str, mac: &str, any_source: bool) -> Done {
+        let nic = json!({
+            "id": id, "switch": switch, "socket_path": self.nic_socket(id), "mac": mac,
+            "any_source": any_source,
+        });
+        self.client.call("nic.add", nic).map(drop)
+    }
+
+    /// Has the NIC move to `peer` when its rings stop.
+    pub fn move_nic(&mut self, id: &str, peer: &str) -> Done {
+        self.client
+            .call("migrate.nic", json!({ "id": id, "to": peer }))
+            .map(drop)
+    }
+
+    /// How the NIC's last move from here goes.
+    pub fn nic_move(&mut self, id: &str) -> Done<Value> {
+        let status = self.client.call("migrate.status", json!({}))?;
+        let nics = status["nics"].as_array().into_iter().flatten();
+        let mut ours = nics.filter(|nic| nic["id"] == id);
+        Ok(ours.next().cloned().unwrap_or_default())
     }
 
     /// Hands the disk over.
