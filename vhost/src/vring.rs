@@ -24,7 +24,7 @@ use ferry_dataplane::segments::Segments;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::inflight::Tracker;
-use crate::memory::{DirtyLog, MemoryMap};
+use crate::memory::{Access, DirtyLog, MemoryMap};
 pub use chain::{Buffer, Chain, copy_bytes, length, push_bytes};
 
 /// Largest ring that virtio allows.
@@ -341,6 +341,19 @@ impl Vring {
             return Err("an available entry names no descriptor");
         }
         Ok(head)
+    }
+
+    /// Has the processor fetch the start of the first buffer of the entry that is so many behind the next,
+    /// of those that `waiting` counted. For rings without a tracker.
+    pub fn prefetch(&self, behind: usize, access: Access) {
+        let at =
+            usize::from(self.next_avail).wrapping_add(behind) & usize::from(self.setup.size - 1);
+        let head = self.avail_u16(4 + 2 * at).load(Ordering::Relaxed);
+        // What is wrong with it is said when it is taken.
+        if let Ok((buffer, ..)) = self.descriptor(head) {
+            self.map()
+                .prefetch(buffer.guest, u64::from(buffer.len), access);
+        }
     }
 
     /// Takes the entry whose `head` was read.

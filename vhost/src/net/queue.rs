@@ -8,10 +8,14 @@ use ferry_dataplane::net::header::{HEADER_BYTES, Header};
 use ferry_dataplane::net::queue::{Bytes, Fetched, FrameQueue, Put, RxQueue, Taken, TxQueue};
 use ferry_dataplane::segments::Segments;
 
+use crate::memory::Access;
 use crate::vring::{Chain, Vring, copy_bytes, length, push_bytes};
 
 /// Buffers of one frame. The longest takes 44 of the size that drivers make.
 const HEADS_MAX: usize = 128;
+
+/// Entries of a ring whose buffers are on their way to the cache.
+const LOOK_AHEAD: usize = 4;
 
 /// What was negotiated, as far as a queue needs it.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +49,10 @@ struct Common {
     rules: Rules,
     chain: Chain,
     broken: bool,
+    /// Entries that wait, as far as the driver's index has been read.
+    waiting: usize,
+    /// Of these, those that the processor has been told to fetch.
+    fetched: usize,
     /// Heads given back while the guest's memory could not be written.
     late: Vec<u16>,
     /// The guest is yet to be shown something, for the same reason.
@@ -120,9 +128,40 @@ impl Common {
             rules,
             chain: Chain::new(),
             broken: false,
+            waiting: 0,
+            fetched: 0,
             late,
             unshown: false,
         }
+    }
+
+    /// Entries that wait: `wanted` at least, or all. The driver writes its index on another core, and each
+    /// look at it may cost a cache line's way from there; so it is looked at when what was seen is used up.
+    fn waiting(&mut self, wanted: usize) -> Result<usize, &'static str> {
+        if self.waiting < wanted {
+            self.waiting = self.ring.waiting()?;
+        }
+        Ok(self.waiting)
+    }
+
+    /// Takes the next entry, of those that `waiting` counted; its head. Those behind it are on their way
+    /// to the cache meanwhile.
+    fn next_head(&mut self, access: Access) -> Result<u16, &'static str> {
+        let ahead = self.waiting.min(LOOK_AHEAD);
+        for at in self.fetched..ahead {
+            self.ring.prefetch(at, access);
+        }
+        let head = self.ring.head()?;
+        self.waiting -= 1;
+        self.fetched = ahead.max(self.fetched) - 1;
+        Ok(head)
+    }
+
+    /// The last `count` entries taken wait again.
+    fn put_back(&mut self, count: u16) {
+        self.ring.put_back(count);
+        self.waiting += usize::from(count);
+        self.fetched += usize::from(count);
     }
 
     /// Shows the guest what was given back, as soon as its memory may be written.
@@ -146,8 +185,8 @@ impl TxQueue for TxVring {
         if self.common.unshown {
             self.common.publish();
         }
-        let next = self.common.ring.waiting().and_then(|waiting| {
-            let head = (waiting > 0).then(|| self.common.ring.head());
+        let next = self.common.waiting(1).and_then(|waiting| {
+            let head = (waiting > 0).then(|| self.common.next_head(Access::Read));
             head.transpose()
         });
         let head = match next {
@@ -174,7 +213,7 @@ impl TxQueue for TxVring {
     fn put_back(&mut self, tag: u32) {
         if let Some(generation) = self.forget(tag) {
             self.common.ring.unhold(generation);
-            self.common.ring.put_back(1);
+            self.common.put_back(1);
         }
     }
 
@@ -218,8 +257,8 @@ impl RxVring {
 
     /// Takes the next buffer of the guest's, and finds where it is; its bytes.
     fn next_buffer(&mut self, is_first: bool) -> Result<usize, &'static str> {
+        let head = self.common.next_head(Access::Write)?;
         let Common { ring, chain, .. } = &mut self.common;
-        let head = ring.head()?;
         // Not by a walk through `heads`: a frame may take a whole ring of tiny buffers.
         let taken_for = &mut self.taken_for[usize::from(head)];
         if std::mem::replace(taken_for, self.frames) == self.frames {
@@ -244,9 +283,11 @@ impl RxVring {
     /// Copies the frame buffer by buffer.
     fn fill(&mut self, bytes: &Bytes<'_>, len: usize) -> Result<Put, &'static str> {
         let header = self.common.rules.header_bytes;
-        let waiting = self.common.ring.waiting()?;
         let mut copied = 0;
-        for at in 0..waiting {
+        for at in 0.. {
+            if self.common.waiting(1)? == 0 {
+                break;
+            }
             if at == HEADS_MAX {
                 return Err("more buffers for one frame than any driver makes");
             }
@@ -294,7 +335,7 @@ impl RxQueue for RxVring {
         };
         if put != Put::Done {
             let taken = u16::try_from(self.heads.len()).expect("no more than the ring holds");
-            self.common.ring.put_back(taken);
+            self.common.put_back(taken);
             return put;
         }
         let header = Header {
@@ -359,6 +400,8 @@ macro_rules! frame_queue {
 
         impl NetRing for $queue {
             fn ring_mut(&mut self) -> &mut Vring {
+                // What was seen may not hold for what it is changed to.
+                (self.common.waiting, self.common.fetched) = (0, 0);
                 &mut self.common.ring
             }
 

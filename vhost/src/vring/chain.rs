@@ -181,7 +181,7 @@ impl Vring {
         }
     }
 
-    fn descriptor(&self, index: u16) -> Result<(Buffer, u16, u16), &'static str> {
+    pub(super) fn descriptor(&self, index: u16) -> Result<(Buffer, u16, u16), &'static str> {
         if index >= self.setup.size {
             return Err("a descriptor past the end of its table");
         }
