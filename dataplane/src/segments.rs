@@ -163,6 +163,19 @@ impl Segments {
         done
     }
 
+    /// Copies so many bytes to the start of the first run; false, and nothing is copied, when it has fewer.
+    /// A length that is known is a few moves.
+    #[inline]
+    #[must_use]
+    pub fn put_start<const N: usize>(&self, bytes: &[u8; N]) -> bool {
+        let first = self.as_slice().first().filter(|it| it.len() >= N);
+        first.is_some_and(|first| {
+            // SAFETY: inside the segment, which is mapped by the module's invariant.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), first.start(), N) };
+            true
+        })
+    }
+
     /// Copies bytes `from..from + len` to bytes `at..` of `to`; returns how many found room. The two may
     /// overlap: they are guests' memory, and a guest may have two NICs.
     pub fn copy_across(&self, from: usize, to: &Segments, at: usize, len: usize) -> usize {

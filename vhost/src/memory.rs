@@ -41,6 +41,26 @@ pub enum Access {
 /// Bytes of guest memory to one bit of the dirty log.
 pub const LOG_PAGE_BYTES: u64 = 4096;
 
+/// Has the processor fetch the cache line of an address, if there is one.
+#[inline]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
+pub fn prefetch(at: *const u8, access: Access) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch may name any address: it faults on nothing, and nothing that it does is seen. Where
+    // a processor does not know the second kind, it does nothing.
+    unsafe {
+        use std::arch::asm;
+        match access {
+            Access::Read => {
+                asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+            }
+            Access::Write => {
+                asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+            }
+        }
+    }
+}
+
 /// Why memory was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -234,6 +254,7 @@ impl MemoryMap {
     }
 
     /// The mapped address of guest address `guest`, and how many bytes follow it there.
+    #[inline]
     fn host_of_guest(&self, guest: u64) -> Option<(*mut u8, u64)> {
         if let [one] = self.spans.as_slice() {
             return one.host(guest);
@@ -259,6 +280,7 @@ impl MemoryMap {
 
     /// Appends the mapped runs of `len` bytes at guest address `guest`; false when part of it is
     /// not guest memory, or the segments are full.
+    #[inline]
     #[must_use]
     pub fn push_segments(&self, guest: u64, len: u64, into: &mut Segments) -> bool {
         let (mut guest, mut left) = (guest, len);
@@ -285,6 +307,7 @@ impl MemoryMap {
     }
 
     /// Copies guest bytes into `buf`; false when part of the range is not guest memory.
+    #[inline]
     #[must_use]
     pub fn read(&self, guest: u64, buf: &mut [u8]) -> bool {
         let mut done = 0;
@@ -307,29 +330,11 @@ impl MemoryMap {
 
     /// Has the processor fetch the first [`PREFETCH_BYTES`] of a guest range, as far as they are guest
     /// memory.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     pub fn prefetch(&self, guest: u64, len: u64, access: Access) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::asm;
-            let Some((start, follow)) = self.host_of_guest(guest) else {
-                return;
-            };
+        if let Some((start, follow)) = self.host_of_guest(guest) {
             let len = usize::try_from(follow.min(len)).unwrap_or(usize::MAX);
             for at in (0..len.min(PREFETCH_BYTES)).step_by(CACHE_LINE_BYTES) {
-                let line = start.wrapping_add(at);
-                // SAFETY: inside the mapping, as `follow` says; and a prefetch faults on nothing, reads and
-                // writes nothing that is seen, and does nothing where a processor does not know it.
-                unsafe {
-                    match access {
-                        Access::Read => {
-                            asm!("prefetcht0 [{}]", in(reg) line, options(nostack, preserves_flags, readonly))
-                        }
-                        Access::Write => {
-                            asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly))
-                        }
-                    }
-                }
+                prefetch(start.wrapping_add(at), access);
             }
         }
     }

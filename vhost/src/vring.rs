@@ -24,7 +24,7 @@ use ferry_dataplane::segments::Segments;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::inflight::Tracker;
-use crate::memory::{Access, DirtyLog, MemoryMap};
+use crate::memory::{Access, DirtyLog, MemoryMap, prefetch};
 pub use chain::{Buffer, Chain, copy_bytes, length, push_bytes};
 
 /// Largest ring that virtio allows.
@@ -270,6 +270,7 @@ impl Vring {
     }
 
     /// A request was made with the newest map; returns its generation for `unhold`.
+    #[inline]
     pub fn hold(&mut self) -> u32 {
         let newest = self.maps.back_mut().expect("there is always one map");
         newest.outstanding += 1;
@@ -285,6 +286,7 @@ impl Vring {
     }
 
     /// That request is over.
+    #[inline]
     pub fn unhold(&mut self, generation: u32) {
         if let Some(held) = self.maps.iter_mut().find(|g| g.number == generation) {
             held.outstanding -= 1;
@@ -343,16 +345,35 @@ impl Vring {
         Ok(head)
     }
 
-    /// Has the processor fetch the start of the first buffer of the entry that is so many behind the next,
-    /// of those that `waiting` counted. For rings without a tracker.
-    pub fn prefetch(&self, behind: usize, access: Access) {
-        let at =
-            usize::from(self.next_avail).wrapping_add(behind) & usize::from(self.setup.size - 1);
-        let head = self.avail_u16(4 + 2 * at).load(Ordering::Relaxed);
-        // What is wrong with it is said when it is taken.
-        if let Ok((buffer, ..)) = self.descriptor(head) {
-            self.map()
-                .prefetch(buffer.guest, u64::from(buffer.len), access);
+    /// The head of the entry that is so many behind the next, of those that `waiting` counted; not checked.
+    fn head_behind(&self, behind: usize) -> u16 {
+        debug_assert!(self.recovered.is_empty(), "for rings without a tracker");
+        let at = usize::from(self.next_avail).wrapping_add(behind);
+        let at = at & usize::from(self.setup.size - 1);
+        self.avail_u16(4 + 2 * at).load(Ordering::Relaxed)
+    }
+
+    /// Has the processor fetch the first descriptor of an entry, so many behind the next of those that
+    /// `waiting` counted. For rings without a tracker, as `prefetch_buffer`. What is wrong with the entry
+    /// is said when it is taken.
+    pub fn prefetch_descriptor(&self, behind: usize) {
+        let head = self.head_behind(behind);
+        if let Some(parts) = self.parts
+            && head < self.setup.size
+        {
+            let at = usize::from(head) * DESC_BYTES;
+            prefetch(parts.desc.wrapping_add(at), Access::Read);
+        }
+    }
+
+    /// Has the processor fetch the start of the first buffer of such an entry, but for `skip` bytes, where
+    /// its descriptor says now.
+    pub fn prefetch_buffer(&self, behind: usize, skip: usize, access: Access) {
+        if let Ok((buffer, ..)) = self.descriptor(self.head_behind(behind)) {
+            let skip = skip as u64;
+            let len = u64::from(buffer.len).saturating_sub(skip);
+            let start = buffer.guest.saturating_add(skip);
+            self.map().prefetch(start, len, access);
         }
     }
 
@@ -415,6 +436,7 @@ impl Vring {
     }
 
     /// Writes a used entry; the guest is shown it by `publish`.
+    #[inline]
     pub fn push_used(&mut self, head: u16, len: u32) {
         let Some(parts) = self.parts else { return };
         let at = usize::from(self.next_used & (self.setup.size - 1));

@@ -198,7 +198,13 @@ impl Header {
         header
     }
 
-    /// Compares the header of a frame that a guest sent with the frame.
+    /// Whether it says nothing: the frame is whole, and as it goes out.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        *self == Header::default()
+    }
+
+    /// Compares the header of a frame that a guest sent with the frame; returns how that starts.
     ///
     /// `frame` is the first [`HEAD_BYTES`] of it at least, or all of it; `frame_len` its length in
     /// bytes. `allowed` is what the guest may ask for, and `mtu` the most bytes behind Ethernet
@@ -210,11 +216,15 @@ impl Header {
         frame_len: usize,
         allowed: Offloads,
         mtu: u16,
-    ) -> Result<(), FrameError> {
+    ) -> Result<Start, FrameError> {
         let head = &frame[..frame.len().min(frame_len)];
         let start = Start::parse(head).ok_or(FrameError::Runt)?;
         if frame_len > FRAME_BYTES_MAX {
             return Err(FrameError::TooLong);
+        }
+        if self.is_plain() {
+            let fits = frame_len <= whole_bytes_max(&start, mtu);
+            return fits.then_some(start).ok_or(FrameError::TooLong);
         }
         if usize::from(self.hdr_len) > frame_len {
             return Err(FrameError::HeaderLength);
@@ -231,7 +241,7 @@ impl Header {
         if longest > whole_bytes_max(&start, mtu) {
             return Err(FrameError::TooLong);
         }
-        Ok(())
+        Ok(start)
     }
 
     fn check_checksum(

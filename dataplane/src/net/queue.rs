@@ -54,7 +54,7 @@ pub trait FrameQueue: Any + Send {
 /// Frames that the guest sends.
 pub trait TxQueue: FrameQueue {
     /// Takes the next frame and puts where its bytes are into `bytes`, which is empty. The memory stays
-    /// mapped until `done` names the frame.
+    /// mapped until `done` names the frame. Gives none while guest memory may not be written.
     fn take(&mut self, bytes: &mut Segments) -> Fetched;
     /// The frame that was taken last waits, to be taken again.
     fn put_back(&mut self, tag: u32);

@@ -15,7 +15,10 @@ use crate::vring::{Chain, Vring, copy_bytes, length, push_bytes};
 const HEADS_MAX: usize = 128;
 
 /// Entries of a ring whose buffers are on their way to the cache.
-const LOOK_AHEAD: usize = 4;
+const BUFFERS_AHEAD: usize = 4;
+
+/// Entries of which the descriptors are.
+const DESCRIPTORS_AHEAD: usize = 16;
 
 /// What was negotiated, as far as a queue needs it.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +34,12 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Whether the headers of what the guest sends say anything. To a device that took on no offload they do
+    /// not (virtio 1.2, section 5.1.6.2.2), and are not read: each would be a cache line of another core's.
+    fn reads_header(&self) -> bool {
+        self.sends != Offloads::NONE
+    }
+
     /// Header bytes of a driver: `modern` with VERSION_1.
     pub fn header_bytes(modern: bool, mergeable: bool) -> usize {
         if modern || mergeable {
@@ -51,7 +60,8 @@ struct Common {
     broken: bool,
     /// Entries that wait, as far as the driver's index has been read.
     waiting: usize,
-    /// Of these, those that the processor has been told to fetch.
+    /// Of these, those whose descriptors the processor was told to fetch, and those whose buffers.
+    described: usize,
     fetched: usize,
     /// Heads given back while the guest's memory could not be written.
     late: Vec<u16>,
@@ -109,8 +119,9 @@ impl TxVring {
         let header_bytes = rules.header_bytes;
         let map = ring.map();
         let len = length(chain.readable()).checked_sub(header_bytes as u64)?;
-        let whole = copy_bytes(chain.readable(), 0, &mut header[..header_bytes], map)
-            && push_bytes(chain.readable(), header_bytes as u64, len, map, bytes);
+        let read = !rules.reads_header()
+            || copy_bytes(chain.readable(), 0, &mut header[..header_bytes], map);
+        let whole = read && push_bytes(chain.readable(), header_bytes as u64, len, map, bytes);
         whole.then_some(Taken {
             tag: u32::from(head),
             header: Header::parse(&header),
@@ -129,39 +140,64 @@ impl Common {
             chain: Chain::new(),
             broken: false,
             waiting: 0,
+            described: 0,
             fetched: 0,
             late,
             unshown: false,
         }
     }
 
-    /// Entries that wait: `wanted` at least, or all. The driver writes its index on another core, and each
-    /// look at it may cost a cache line's way from there; so it is looked at when what was seen is used up.
-    fn waiting(&mut self, wanted: usize) -> Result<usize, &'static str> {
-        if self.waiting < wanted {
+    /// Entries that wait, or some of them. The driver writes its index on another core, and each look at it
+    /// may cost a cache line's way from there: so it is looked at when those seen before are used up.
+    fn waiting(&mut self) -> Result<usize, &'static str> {
+        if self.waiting == 0 {
             self.waiting = self.ring.waiting()?;
         }
         Ok(self.waiting)
     }
 
-    /// Takes the next entry, of those that `waiting` counted; its head. Those behind it are on their way
-    /// to the cache meanwhile.
+    /// What was seen of the ring may not hold for what it is changed to.
+    fn forget_seen(&mut self) {
+        (self.waiting, self.described, self.fetched) = (0, 0, 0);
+    }
+
+    /// Takes the next entry, of those that `waiting` counted; its head. What is behind it is on its way to
+    /// the cache meanwhile.
     fn next_head(&mut self, access: Access) -> Result<u16, &'static str> {
-        let ahead = self.waiting.min(LOOK_AHEAD);
-        for at in self.fetched..ahead {
-            self.ring.prefetch(at, access);
-        }
+        self.look_ahead(access);
         let head = self.ring.head()?;
         self.waiting -= 1;
-        self.fetched = ahead.max(self.fetched) - 1;
+        self.described -= 1;
+        self.fetched -= 1;
         Ok(head)
+    }
+
+    /// Has the processor fetch descriptors first and buffers after them: where a buffer is, its descriptor
+    /// says, and a core that waits for that does nothing else.
+    fn look_ahead(&mut self, access: Access) {
+        let skip = match access {
+            Access::Read if !self.rules.reads_header() => self.rules.header_bytes,
+            _ => 0,
+        };
+        let described = self.waiting.min(DESCRIPTORS_AHEAD);
+        for at in self.described..described {
+            self.ring.prefetch_descriptor(at);
+        }
+        self.described = described.max(self.described);
+        let fetched = self.waiting.min(BUFFERS_AHEAD);
+        for at in self.fetched..fetched {
+            self.ring.prefetch_buffer(at, skip, access);
+        }
+        self.fetched = fetched.max(self.fetched);
     }
 
     /// The last `count` entries taken wait again.
     fn put_back(&mut self, count: u16) {
         self.ring.put_back(count);
-        self.waiting += usize::from(count);
-        self.fetched += usize::from(count);
+        let count = usize::from(count);
+        self.waiting += count;
+        self.described += count;
+        self.fetched += count;
     }
 
     /// Shows the guest what was given back, as soon as its memory may be written.
@@ -185,7 +221,7 @@ impl TxQueue for TxVring {
         if self.common.unshown {
             self.common.publish();
         }
-        let next = self.common.waiting(1).and_then(|waiting| {
+        let next = self.common.waiting().and_then(|waiting| {
             let head = (waiting > 0).then(|| self.common.next_head(Access::Read));
             head.transpose()
         });
@@ -285,7 +321,7 @@ impl RxVring {
         let header = self.common.rules.header_bytes;
         let mut copied = 0;
         for at in 0.. {
-            if self.common.waiting(1)? == 0 {
+            if self.common.waiting()? == 0 {
                 break;
             }
             if at == HEADS_MAX {
@@ -343,7 +379,10 @@ impl RxQueue for RxVring {
             ..header
         };
         let header_bytes = self.common.rules.header_bytes;
-        self.first.copy_in(0, &header.to_bytes()[..header_bytes]);
+        let bytes = header.to_bytes();
+        if header_bytes != bytes.len() || !self.first.put_start(&bytes) {
+            self.first.copy_in(0, &bytes[..header_bytes]);
+        }
         self.common.ring.mark_new(&self.first);
         for &(head, written) in &self.heads {
             self.common.ring.push_used(head, written);
@@ -400,8 +439,7 @@ macro_rules! frame_queue {
 
         impl NetRing for $queue {
             fn ring_mut(&mut self) -> &mut Vring {
-                // What was seen may not hold for what it is changed to.
-                (self.common.waiting, self.common.fetched) = (0, 0);
+                self.common.forget_seen();
                 &mut self.common.ring
             }
 

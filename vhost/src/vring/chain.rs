@@ -91,6 +91,7 @@ pub fn push_bytes(
 
 /// Calls `visit` with each run of bytes `skip..skip + len` of the buffers, until it says no; false
 /// then, and when there are too few bytes.
+#[inline]
 fn pieces(
     buffers: &[Buffer],
     skip: u64,
@@ -98,6 +99,12 @@ fn pieces(
     mut visit: impl FnMut(u64, u64) -> bool,
 ) -> bool {
     let (mut skip, mut left) = (skip, len);
+    if let [one] = buffers {
+        let fits = skip
+            .checked_add(len)
+            .is_some_and(|end| end <= u64::from(one.len));
+        return fits && one.guest.checked_add(skip).is_some_and(|at| visit(at, len));
+    }
     for buffer in buffers {
         if left == 0 {
             break;
@@ -123,18 +130,37 @@ fn pieces(
 impl Vring {
     /// Copies the chain at `head`. An error names what is wrong with it; the chain then holds what
     /// was copied before.
+    #[inline]
     pub fn copy_chain(&self, head: u16, chain: &mut Chain) -> Result<(), &'static str> {
         chain.buffers.clear();
         chain.writable_from = 0;
+        let first = self.descriptor(head)?;
+        let (buffer, flags, _) = first;
+        // As most frames are.
+        if flags & (DESC_NEXT | DESC_INDIRECT) == 0 {
+            chain.writable_from = usize::from(flags & DESC_WRITE == 0);
+            chain.buffers.push(buffer);
+            return Ok(());
+        }
+        self.copy_longer(first, chain)
+    }
+
+    /// Copies a chain of several buffers, of which the first descriptor has been read.
+    fn copy_longer(
+        &self,
+        first: (Buffer, u16, u16),
+        chain: &mut Chain,
+    ) -> Result<(), &'static str> {
         let mut writable = false;
-        let mut index = head;
+        let (mut read, mut index) = (Some(first), 0);
         let mut table: Option<Buffer> = None;
         let mut left = self.setup.size;
         loop {
             left = left.checked_sub(1).ok_or("longer than the queue")?;
-            let (buffer, flags, next) = match table {
-                None => self.descriptor(index)?,
-                Some(table) => {
+            let (buffer, flags, next) = match (read.take(), table) {
+                (Some(first), _) => first,
+                (None, None) => self.descriptor(index)?,
+                (None, Some(table)) => {
                     let at = table.guest + u64::from(index) * DESC_BYTES as u64;
                     let mut raw = [0; DESC_BYTES];
                     if !self.map().read(at, &mut raw) {
@@ -181,6 +207,7 @@ impl Vring {
         }
     }
 
+    #[inline]
     pub(super) fn descriptor(&self, index: u16) -> Result<(Buffer, u16, u16), &'static str> {
         if index >= self.setup.size {
             return Err("a descriptor past the end of its table");

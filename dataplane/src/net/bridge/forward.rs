@@ -114,7 +114,7 @@ impl Bridge {
             return None;
         }
         let place = guest.tx_at(at.1)?;
-        if place.broken || place.leaving.is_some() || !place.queue.may_complete() {
+        if place.broken || place.leaving.is_some() {
             return None;
         }
         match place.queue.take(bytes) {
@@ -157,18 +157,23 @@ impl Bridge {
         let Some(place) = guest.tx_at(queue) else {
             return Sent::Done;
         };
-        let allowed = place.queue.offloads();
-        // A plain frame is judged by its addresses and tags.
-        let plain = taken.header == Header::default();
-        let head = &mut head[..if plain { PLAIN_BYTES } else { HEAD_BYTES }];
-        let known = bytes.copy_out(0, head).min(taken.len);
+        // A plain frame asks for nothing, and is judged by its addresses and tags.
+        let (known, allowed) = if !taken.header.is_plain() {
+            (HEAD_BYTES, place.queue.offloads())
+        } else if taken.len <= HEAD_BYTES {
+            // In one copy rather than two.
+            (taken.len, Offloads::NONE)
+        } else {
+            (PLAIN_BYTES, Offloads::NONE)
+        };
+        let known = bytes.copy_out(0, &mut head[..known]).min(taken.len);
         let head = &head[..known];
-        if let Err(error) = taken.header.check(head, taken.len, allowed, there.mtu) {
-            there.counters.dropped(error.into(), 1);
-            return Sent::Done;
-        }
-        let Some(addresses) = Start::parse(head) else {
-            return Sent::Done;
+        let addresses = match taken.header.check(head, taken.len, allowed, there.mtu) {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                there.counters.dropped(error.into(), 1);
+                return Sent::Done;
+            }
         };
         if there.guard.is_some_and(|own| own != addresses.source) {
             there.counters.dropped(Cause::Spoofed, 1);
@@ -463,11 +468,17 @@ impl Bridge {
 /// Gives a frame to a guest's queue, finished as far as the guest does not do that itself. Whether some of
 /// its segments were given, whatever became of the rest, is said besides.
 fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> (Put, bool) {
+    let whole_put = |place: &mut RxPlace| {
+        let put = place.queue.put(frame.header, &frame.bytes, frame.len);
+        (put, false)
+    };
+    if frame.header.is_plain() {
+        return whole_put(place);
+    }
     let takes = place.queue.offloads();
     let work = Work::of(&frame.header, frame.ether_type, takes);
     if work == Work::Nothing {
-        let put = place.queue.put(frame.header, &frame.bytes, frame.len);
-        return (put, false);
+        return whole_put(place);
     }
     let mut part = false;
     let put = finish(frame, work, takes, (whole, piece), |header, bytes| {

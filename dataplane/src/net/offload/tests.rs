@@ -242,7 +242,7 @@ proptest! {
         // With the checksum left to do, doing it gives the same frames.
         let (mut partial, header) = segments(&sample, Offloads::CSUM);
         for (segment, expected) in partial.iter_mut().zip(&full) {
-            prop_assert_eq!(header.check(segment, segment.len(), Offloads::CSUM, 9000), Ok(()));
+            prop_assert_eq!(header.check(segment, segment.len(), Offloads::CSUM, 9000).map(drop), Ok(()));
             finish_checksum(segment, &header);
             prop_assert_eq!(&*segment, expected);
         }
