@@ -19,6 +19,7 @@ mod client;
 mod copy;
 mod fio;
 mod meter;
+mod nets;
 mod roundtrip;
 mod runs;
 mod server;
@@ -28,7 +29,7 @@ mod strangers;
 mod svg;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ use cell::{Backend, Cell, Mix};
 use runs::{Contestant, Cores, Course, Peer, Sample};
 use stage::Stage;
 
+pub use nets::{NetPlanned, NetResult, NetRun, NetTable, View};
 pub use svg::chart;
 pub use table::{CellResult, LeftOut, Table};
 
@@ -56,6 +58,8 @@ pub struct Plan {
     pub depths: Vec<u16>,
     /// Also the rows on how throughput grows with queues and disks.
     pub growth: bool,
+    /// Also the rows on NICs.
+    pub net: Option<NetPlanned>,
     /// Rounds of each cell.
     pub alternations: usize,
     /// Measured time of a run.
@@ -100,7 +104,8 @@ impl Plan {
     /// What can be judged before anything is started.
     pub fn check(&self) -> Result<(), BenchError> {
         let fail = |message: String| Err(BenchError::Usage(message));
-        let empty = self.backends.is_empty() || self.mixes.is_empty() || self.depths.is_empty();
+        let no_disks = self.backends.is_empty() && self.net.is_none();
+        let empty = no_disks || self.mixes.is_empty() || self.depths.is_empty();
         if empty || self.block_bytes.is_empty() || self.alternations == 0 {
             return fail(
                 "nothing is chosen: name a backend, a mix, a depth and a block size".into(),
@@ -117,6 +122,9 @@ impl Plan {
         }
         if self.span_bytes < 16 << 20 || !self.span_bytes.is_multiple_of(1 << 20) {
             return fail("--size is at least 16M, in whole MiB".into());
+        }
+        if let Some(net) = &self.net {
+            net.check()?;
         }
         if !self.ferry.is_file() {
             return fail(format!(
@@ -220,6 +228,9 @@ pub fn run(plan: &Plan, stop: &AtomicBool, watcher: &mut dyn Watcher) -> Result<
         .iter()
         .map(|cells| cells.len() * stage.peers(&cells[0]).len() * plan.alternations)
         .sum::<usize>() as u64;
+    if let Some(net) = &plan.net {
+        show.total += nets::runs(net, plan.alternations);
+    }
     runs::pin(cores.client)?;
     let mut results = Vec::new();
     let mut interrupted = false;
@@ -233,9 +244,17 @@ pub fn run(plan: &Plan, stop: &AtomicBool, watcher: &mut dyn Watcher) -> Result<
             break;
         }
     }
+    let mut net = None;
+    if !interrupted && let Some(planned) = &plan.net {
+        match show.nets(planned, stage.dir()) {
+            Err(BenchError::Interrupted) if !results.is_empty() => interrupted = true,
+            other => net = Some(other?),
+        }
+    }
     let left_out = stage.left_out.clone();
     Ok(Table {
         interrupted,
+        net,
         ..Table::new(plan, cores, results, left_out)
     })
 }
@@ -268,6 +287,34 @@ impl Show<'_> {
             results.push(self.cell(cell, &mut contestants)?);
             stage.settle(cell)?;
         }
+        Ok(())
+    }
+
+    /// The rows on NICs.
+    fn nets(&mut self, planned: &NetPlanned, dir: &Path) -> Result<NetTable, BenchError> {
+        let left_out = nets::missing();
+        if let Some(why) = &left_out {
+            let note = format!("LEFT OUT: testpmd, and so the rows on NICs: {why}");
+            self.watcher.note(&note);
+        }
+        let rows = match left_out {
+            None => nets::run(self, planned, dir)?,
+            Some(_) => Vec::new(),
+        };
+        Ok(NetTable {
+            ring: planned.ring,
+            rows,
+            left_out,
+        })
+    }
+
+    /// Another run begins, unless it is time to stop.
+    fn next(&mut self, what: &str) -> Result<(), BenchError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(BenchError::Interrupted);
+        }
+        self.watcher.at(self.done, self.total, what);
+        self.done += 1;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use ferry_bench::error::BenchError;
 use ferry_bench::peers::cell::{Backend, Mix};
-use ferry_bench::peers::{self, Plan, Table, Watcher};
+use ferry_bench::peers::{self, NetPlanned, Plan, Table, Watcher};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::size;
@@ -86,6 +86,18 @@ pub(super) struct Args {
     /// Without the rows on growth with queues and disks; --quick has none
     #[arg(long)]
     no_growth: bool,
+    /// Bytes of a frame, in the rows on NICs [default: 64,1500]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',')]
+    net_size: Vec<usize>,
+    /// Descriptors of a NIC's ring
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    net_ring: u16,
+    /// Without the rows on NICs
+    #[arg(long, conflicts_with = "net_only")]
+    no_net: bool,
+    /// The rows on NICs alone
+    #[arg(long, conflicts_with = "backend")]
+    net_only: bool,
     /// The ferry to compare; the one beside this program unless given
     #[arg(long, value_name = "PATH")]
     ferry: Option<PathBuf>,
@@ -124,7 +136,14 @@ impl Args {
         let seconds = self.seconds.unwrap_or(if quick { 0.25 } else { 1.0 });
         Ok(Plan {
             ferry: self.ferry.clone().unwrap_or_else(beside),
-            backends: or_all(&self.backend, &Backend::ALL),
+            backends: match self.net_only {
+                true => Vec::new(),
+                false => or_all(&self.backend, &Backend::ALL),
+            },
+            net: (!self.no_net).then(|| NetPlanned {
+                sizes: or_all(&self.net_size, &[64, 1500]),
+                ring: self.net_ring,
+            }),
             mixes: or_all(&self.mix, if quick { &[Mix::Read] } else { &Mix::ALL }),
             depths: or_all(&self.depth, if quick { &[1, 32] } else { &[1, 32, 128] }),
             block_bytes: or_all(

@@ -325,7 +325,8 @@ fn both(cores: &Cores, server_ns: u64) -> [Option<Moment>; 2] {
     ]
 }
 
-fn strangers(before: &[Option<Moment>; 2], after: &[Option<Moment>; 2]) -> f64 {
+/// The share of the server's or the client's core, the greater, that others had between the two.
+pub fn strangers(before: &[Option<Moment>; 2], after: &[Option<Moment>; 2]) -> f64 {
     let of = |(before, after): (&Option<Moment>, &Option<Moment>)| {
         Some(before.as_ref()?.strangers_until(after.as_ref()?))
     };

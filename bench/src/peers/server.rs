@@ -124,7 +124,8 @@ impl Server {
         Self::start("stock", command, sockets, dir)
     }
 
-    fn start(
+    /// Starts a server, which is there when all its sockets are.
+    pub fn start(
         name: &'static str,
         mut command: Command,
         sockets: Vec<PathBuf>,

@@ -42,6 +42,11 @@ impl Stage {
         Ok(stage)
     }
 
+    /// Where servers make what they need.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     fn look_for_programs(&mut self) {
         let files = Backend::ALL.into_iter().filter(|b| b.is_file());
         if !fio::installed() {

@@ -32,7 +32,25 @@ pub struct Ratio {
     pub unsteady: bool,
 }
 
+impl std::fmt::Display for Ratio {
+    /// With a mark if others disturbed all of the pairs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mark = if self.unsteady { " !" } else { "" };
+        let s = self.spread;
+        write!(f, "{:.2} ({:.2}..{:.2}){mark}", s.median, s.min, s.max)
+    }
+}
+
 impl Ratio {
+    /// Its pairs, for people.
+    pub fn counted(&self) -> String {
+        if self.dropped > 0 {
+            format!("{} of {}", self.pairs, self.pairs + self.dropped)
+        } else {
+            self.pairs.to_string()
+        }
+    }
+
     /// Of pairs (ours, theirs), each with the round trips around the two runs.
     pub fn of(pairs: &[(f64, f64, bool)]) -> Option<Ratio> {
         let kept: Vec<f64> = pairs

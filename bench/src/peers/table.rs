@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table as Text, presets};
 use serde::Serialize;
 
 use super::cell::{Backend, Cell};
+use super::nets::NetTable;
 use super::runs::{Cores, Peer, Sample};
 use super::stats::{Ratio, steady};
 use super::{Plan, meter, strangers};
@@ -186,6 +187,9 @@ pub struct Table {
     pub interrupted: bool,
     /// The rows.
     pub cells: Vec<CellResult>,
+    /// The rows on NICs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetTable>,
     /// Who is not here.
     pub left_out: Vec<LeftOut>,
 }
@@ -219,6 +223,7 @@ impl Table {
             },
             interrupted: false,
             cells,
+            net: None,
             left_out,
         }
     }
@@ -271,6 +276,9 @@ impl Table {
                 rows(&grown, preset)
             );
         }
+        if let Some(net) = &self.net {
+            out += &net.layout(preset);
+        }
         out
     }
 
@@ -286,19 +294,26 @@ impl Table {
                 trip.median, trip.min, trip.max
             );
         }
-        let inflight = if self.inflight { "on" } else { "OFF" };
-        let _ = writeln!(
-            out,
-            "\nIn-flight tracking of Ferry {inflight}. Cycles and instructions {}.",
-            self.counters
-        );
+        let _ = writeln!(out);
+        if !self.cells.is_empty() {
+            let inflight = if self.inflight { "on" } else { "OFF" };
+            let _ = writeln!(
+                out,
+                "In-flight tracking of Ferry {inflight}. Cycles and instructions {}.",
+                self.counters
+            );
+        }
         for left_out in &self.left_out {
             let _ = writeln!(out, "{left_out}");
+        }
+        if let Some(why) = self.net.as_ref().and_then(|net| net.left_out.as_ref()) {
+            let _ = writeln!(out, "LEFT OUT: testpmd, and so the rows on NICs: {why}");
         }
         if self.interrupted {
             let _ = writeln!(out, "INTERRUPTED: the cells that were done by then.");
         }
-        if self.cells.iter().any(CellResult::is_disturbed) {
+        let net = self.net.as_ref().is_some_and(NetTable::is_disturbed);
+        if net || self.cells.iter().any(CellResult::is_disturbed) {
             let _ = writeln!(
                 out,
                 "A ratio marked ! is of pairs that others disturbed, as no other pair was left."
@@ -358,18 +373,8 @@ fn rows(cells: &[&CellResult], preset: &str) -> String {
 
 fn row(cell: &CellResult, ferry: &PeerResult, peer: &PeerResult) -> Vec<String> {
     let kilo = |s: Option<Spread>| s.map_or("-".into(), |s| digits(s.median / 1000.0));
-    let ratio = peer.ratio.map_or("-".into(), |r| {
-        let mark = if r.unsteady { " !" } else { "" };
-        let s = r.spread;
-        format!("{:.2} ({:.2}..{:.2}){mark}", s.median, s.min, s.max)
-    });
-    let pairs = peer.ratio.map_or("-".into(), |r| {
-        if r.dropped > 0 {
-            format!("{} of {}", r.pairs, r.pairs + r.dropped)
-        } else {
-            r.pairs.to_string()
-        }
-    });
+    let ratio = peer.ratio.map_or("-".into(), |r| r.to_string());
+    let pairs = peer.ratio.map_or("-".into(), |r| r.counted());
     vec![
         cell_name(&cell.cell),
         peer.peer.name().into(),
