@@ -60,6 +60,8 @@ struct Common {
     broken: bool,
     /// Entries that wait, as far as the driver's index has been read.
     waiting: usize,
+    /// It is to be read again.
+    stale: bool,
     /// Of these, those whose descriptors the processor was told to fetch, and those whose buffers.
     described: usize,
     fetched: usize,
@@ -140,6 +142,7 @@ impl Common {
             chain: Chain::new(),
             broken: false,
             waiting: 0,
+            stale: true,
             described: 0,
             fetched: 0,
             late,
@@ -148,9 +151,11 @@ impl Common {
     }
 
     /// Entries that wait, or some of them. The driver writes its index on another core, and each look at it
-    /// may cost a cache line's way from there: so it is looked at when those seen before are used up.
+    /// may cost a cache line's way from there: so it is looked at once for a batch, and when those seen before
+    /// are used up.
     fn waiting(&mut self) -> Result<usize, &'static str> {
-        if self.waiting == 0 {
+        if self.stale || self.waiting == 0 {
+            self.stale = false;
             self.waiting = self.ring.waiting()?;
         }
         Ok(self.waiting)
@@ -202,6 +207,7 @@ impl Common {
 
     /// Shows the guest what was given back, as soon as its memory may be written.
     fn publish(&mut self) {
+        self.stale = true;
         self.unshown = !self.ring.may_write();
         if self.unshown {
             return;
