@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use ferry_migration::destination;
 use ferry_migration::ids::DiskId;
 use ferry_migration::nic::{NicHandle, NicPhase};
-use ferry_migration::source::{SourceHandle, SourcePhase};
+use ferry_migration::source::{SourceError, SourceHandle, SourcePhase};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -216,6 +216,17 @@ struct Made {
     ran: bool,
 }
 
+impl Made {
+    /// Fails when the copy of a disk has ended: it cannot be handed over.
+    fn still_copied(&self) -> Done {
+        let over = |disk: &Disk| match disk.handle.wait_in_sync(Duration::ZERO) {
+            Ok(()) | Err(SourceError::TimedOut(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        self.disks.iter().try_for_each(over)
+    }
+}
+
 /// Why the machine does not run at the destination, as far as is known.
 enum NotStarted {
     Certainly(Failure),
@@ -371,7 +382,7 @@ impl Run<'_> {
         made.ran = running(&here.execute("query-status", json!({}))?);
         here.execute("migrate", json!({ "uri": request.migrate_uri }))?;
         made.migrating = true;
-        self.await_state(here, "pre-switchover", MEMORY_PATIENCE, true)?;
+        self.await_state(here, "pre-switchover", MEMORY_PATIENCE, Some(made))?;
         self.machine.step("handing the NICs over");
         self.await_nics(made, |phase| {
             matches!(phase, NicPhase::Taken | NicPhase::Activated)
@@ -383,18 +394,19 @@ impl Run<'_> {
         }
         self.machine.step("completing the machine's migration");
         here.execute("migrate-continue", json!({ "state": "pre-switchover" }))?;
-        let done = self.await_state(here, "completed", STOPPED_PATIENCE, false)?;
+        let done = self.await_state(here, "completed", STOPPED_PATIENCE, None)?;
         self.machine.progress().downtime_ms = done["downtime"].as_u64();
         Ok(())
     }
 
-    /// Waits for a state of QEMU's migration.
+    /// Waits for a state of QEMU's migration. Before the switch it may be given up, and is when what
+    /// was `made` has come to nothing: QEMU by itself waits for a dead link as long as TCP does.
     fn await_state(
         &self,
         here: &mut Qmp,
         wanted: &str,
         patience: Duration,
-        may_cancel: bool,
+        before_the_switch: Option<&Made>,
     ) -> Done<Value> {
         let began = Instant::now();
         loop {
@@ -407,8 +419,9 @@ impl Run<'_> {
                 }
                 _ => {}
             }
-            if may_cancel {
+            if let Some(made) = before_the_switch {
                 self.machine.stop_if_cancelled()?;
+                made.still_copied()?;
             }
             if began.elapsed() > patience {
                 return Err(Failure::Failed(format!(
