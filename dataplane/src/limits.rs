@@ -142,6 +142,10 @@ pub const MOVE_CAPTURE_FRAMES: usize = 4096;
 /// Bytes of these at most.
 pub const MOVE_CAPTURE_BYTES: usize = 16 << 20;
 
+/// How long frames wait for the buffers of a guest that has moved, or was about to. It finds at once all
+/// that came in its blackout, on a host whose caches know nothing of it.
+pub const CATCH_UP: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Group frames that are remembered while a NIC arrives, to be told from those that come another way.
 pub const CAPTURE_TWINS: usize = 64;
 

@@ -12,6 +12,9 @@
 //!
 //! While a NIC arrives, group frames may come both ways: by the host's own network, and passed on by the
 //! source. Each is given once.
+//!
+//! A guest that goes on has a blackout's frames to catch up with, all at once: for a second, what finds its
+//! rings full waits as well, where a guest at rest would lose it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use crate::limits::{
-    CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS, MOVE_CAPTURE_BYTES, MOVE_CAPTURE_FRAMES,
+    CAPTURE_BYTES, CAPTURE_FRAMES, CAPTURE_TWINS, CATCH_UP, MOVE_CAPTURE_BYTES, MOVE_CAPTURE_FRAMES,
 };
 use crate::net::header::Header;
 use crate::net::lifecycle::NicEvent;
@@ -88,9 +91,28 @@ impl Teller {
 enum Place {
     #[default]
     Stays,
-    Leaves(Teller),
+    Leaves(Leaving),
     Gone(Teller),
     Arrives(Arrival),
+}
+
+/// A NIC that leaves.
+#[derive(Debug)]
+struct Leaving {
+    to: Teller,
+    /// All that is kept was told. What waits for a guest that runs is not: it may still have it here.
+    told: bool,
+}
+
+impl Leaving {
+    fn tell_all(&mut self, kept: &Frames) {
+        if !std::mem::replace(&mut self.told, true) {
+            for frame in &kept.frames {
+                // Who is not there to hear it is told all of them later.
+                self.to.tell(Told::Frame(frame.clone()));
+            }
+        }
+    }
 }
 
 /// A NIC that arrives.
@@ -150,6 +172,8 @@ pub(super) struct Capture {
     kept: Frames,
     next_seq: u64,
     place: Place,
+    /// Until when a guest that has moved, or was about to, may be behind.
+    behind_until_ns: u64,
 }
 
 impl Capture {
@@ -160,6 +184,16 @@ impl Capture {
 
     pub fn is_empty(&self) -> bool {
         self.kept.frames.is_empty()
+    }
+
+    /// Whether what finds no room waits for it.
+    pub fn is_behind(&self, now_ns: u64) -> bool {
+        now_ns < self.behind_until_ns
+    }
+
+    fn falls_behind(&mut self, now_ns: u64) {
+        let catch_up_ns = u64::try_from(CATCH_UP.as_nanos()).expect("a short time");
+        self.behind_until_ns = now_ns.saturating_add(catch_up_ns);
     }
 
     /// Keeps a frame that cannot be given now. `running` when queues do run, and others are first.
@@ -177,6 +211,11 @@ impl Capture {
             bytes,
         };
         let group = is_group(&frame.bytes);
+        let bound = if self.is_behind(now_ns) {
+            MOVED
+        } else {
+            STOPPED
+        };
         let done = match &mut self.place {
             Place::Gone(to) if !running => {
                 // Those to groups reach the guest by the network of the host that it is at.
@@ -194,15 +233,15 @@ impl Capture {
                 arrival.own.push(frame, MOVED)
             }
             _ if !self.on && !running => return Kept::NoLink,
-            Place::Leaves(to) if !running => {
+            Place::Leaves(leaving) if !running => {
+                leaving.tell_all(&self.kept);
                 let kept = self.kept.push(frame.clone(), MOVED);
                 if kept {
-                    // Who is not there to hear it is told all of them later.
-                    to.tell(Told::Frame(frame));
+                    leaving.to.tell(Told::Frame(frame));
                 }
                 kept
             }
-            _ => self.kept.push(frame, STOPPED),
+            _ => self.kept.push(frame, bound),
         };
         if done {
             self.next_seq += 1;
@@ -223,15 +262,24 @@ impl Capture {
     }
 
     /// A queue runs again.
-    pub fn resumed(&mut self) {
+    pub fn resumed(&mut self, now_ns: u64) {
         self.on = true;
-        match &self.place {
-            Place::Leaves(to) => {
-                to.tell(Told::Resumed);
+        match &mut self.place {
+            Place::Leaves(leaving) => {
+                leaving.to.tell(Told::Resumed);
+                leaving.told = false;
+                self.falls_behind(now_ns);
             }
             // It came back by a way that nobody announced.
             Place::Gone(_) => self.place = Place::Stays,
             Place::Stays | Place::Arrives(_) => {}
+        }
+    }
+
+    /// No queue runs any more.
+    pub fn stopped(&mut self) {
+        if let Place::Leaves(leaving) = &mut self.place {
+            leaving.tell_all(&self.kept);
         }
     }
 
@@ -255,18 +303,19 @@ impl Capture {
         self.kept.frames.iter().cloned().collect()
     }
 
-    /// The NIC is to leave: what is kept, and what comes, is told as well.
-    pub fn leave(&mut self, to: Teller) {
-        for frame in &self.kept.frames {
-            to.tell(Told::Frame(frame.clone()));
+    /// The NIC is to leave: while no queue is `running`, what is kept, and what comes, is told as well.
+    pub fn leave(&mut self, running: bool, to: Teller) {
+        let mut leaving = Leaving { to, told: false };
+        if !running {
+            leaving.tell_all(&self.kept);
         }
-        self.place = Place::Leaves(to);
+        self.place = Place::Leaves(leaving);
     }
 
     /// It has left: frames are passed on and not kept.
     pub fn gone(&mut self) {
-        if let Place::Leaves(to) = std::mem::take(&mut self.place) {
-            self.place = Place::Gone(to);
+        if let Place::Leaves(leaving) = std::mem::take(&mut self.place) {
+            self.place = Place::Gone(leaving.to);
             self.kept.clear();
         }
     }
@@ -299,10 +348,11 @@ impl Capture {
     }
 
     /// No more is to be given before what came here. True when something waits.
-    pub fn settle(&mut self) -> bool {
+    pub fn settle(&mut self, now_ns: u64) -> bool {
         if let Place::Arrives(arrival) = &mut self.place {
             let own = std::mem::take(&mut arrival.own);
             self.place = Place::Stays;
+            self.falls_behind(now_ns);
             // One bound for both: each was kept within it.
             self.kept.bytes += own.bytes;
             self.kept.frames.extend(own.frames);

@@ -1,10 +1,10 @@
 //! A frame's way through a bridge.
 
-use super::capture::Kept;
+use super::capture::{Capture, Kept};
 use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
 use crate::limits::{FETCH_BYTES, FRAME_BUDGET};
 use crate::net::announce::{SPOKEN_BYTES, Spoken};
-use crate::net::counters::Cause;
+use crate::net::counters::{Cause, PortCounters};
 use crate::net::features::Offloads;
 use crate::net::frame::Start;
 use crate::net::header::{HEAD_BYTES, HEADER_BYTES, Header};
@@ -312,6 +312,7 @@ impl Bridge {
     }
 
     fn reach_guest(&mut self, to: u16, frame: &Frame<'_>) {
+        let now_ns = self.now_ns;
         let Some(there) = &mut self.ports[usize::from(to)] else {
             return;
         };
@@ -331,17 +332,8 @@ impl Bridge {
         let running = rx.iter().flatten().filter(|it| !it.broken).count();
         // Behind those that wait already, so that none overtakes another.
         if running == 0 || !guest.capture.is_direct() {
-            let mut bytes = vec![0; frame.len];
-            frame.bytes.start(&mut bytes);
-            let said = (frame.header, frame.ether_type);
-            let kept = guest
-                .capture
-                .keep(running > 0, self.now_ns, said, bytes.into());
-            match kept {
-                Kept::Yes | Kept::Elsewhere => {}
-                Kept::Full => there.counters.capture_lost(1),
-                Kept::NoLink => there.counters.dropped(Cause::NoLink, 1),
-            }
+            let now = (running > 0, now_ns);
+            keep(&mut guest.capture, frame, now, &there.counters);
             return;
         }
         // The queue that it came from, as the guest at the other end spreads its flows.
@@ -349,9 +341,15 @@ impl Bridge {
         let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
             return;
         };
-        let (put, _) = give(place, frame, &mut self.whole, &mut self.piece);
+        let (put, part) = give(place, frame, &mut self.whole, &mut self.piece);
+        let mut waits = false;
         match put {
             Put::Done => there.counters.received(1, frame.len as u64),
+            // In part it would come twice.
+            Put::NoRoom if !part && guest.capture.is_behind(now_ns) => {
+                keep(&mut guest.capture, frame, (true, now_ns), &there.counters);
+                waits = true;
+            }
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
             Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
             Put::Broken => {
@@ -362,6 +360,9 @@ impl Bridge {
         if !place.touched {
             place.touched = true;
             self.touched.push(to);
+        }
+        if waits {
+            self.wake(to);
         }
     }
 
@@ -462,6 +463,23 @@ impl Bridge {
             End::Tap(tap) => Some(tap),
             End::Guest(_) => None,
         }
+    }
+}
+
+/// Keeps a copy of a frame for a guest whose queues may be `running`.
+fn keep(
+    capture: &mut Capture,
+    frame: &Frame<'_>,
+    (running, now_ns): (bool, u64),
+    counters: &PortCounters,
+) {
+    let mut bytes = vec![0; frame.len];
+    frame.bytes.start(&mut bytes);
+    let said = (frame.header, frame.ether_type);
+    match capture.keep(running, now_ns, said, bytes.into()) {
+        Kept::Yes | Kept::Elsewhere => {}
+        Kept::Full => counters.capture_lost(1),
+        Kept::NoLink => counters.dropped(Cause::NoLink, 1),
     }
 }
 

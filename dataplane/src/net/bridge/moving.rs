@@ -24,7 +24,7 @@ impl Bridge {
     /// Its NIC is to leave: what is kept, and what comes, is told as well.
     pub fn leave(&mut self, port: u16, to: Teller) {
         if let Some(guest) = self.guest(port) {
-            guest.capture.leave(to);
+            guest.capture.leave(guest.receives(), to);
         }
     }
 
@@ -68,7 +68,9 @@ impl Bridge {
 
     /// Nothing more comes before what is here.
     pub fn settle_arrival(&mut self, port: u16) {
-        if self.guest(port).is_some_and(|guest| guest.capture.settle()) {
+        let now_ns = self.now_ns;
+        let guest = self.guest(port);
+        if guest.is_some_and(|guest| guest.capture.settle(now_ns)) {
             self.give_now(port);
         }
     }

@@ -12,6 +12,11 @@ impl Guest {
         self.tx.get_mut(usize::from(queue))?.as_mut()
     }
 
+    /// Whether it receives by any queue.
+    pub(super) fn receives(&self) -> bool {
+        self.rx.iter().flatten().any(|it| !it.broken)
+    }
+
     pub(super) fn rx_at(&mut self, queue: u16) -> Option<&mut RxPlace> {
         self.rx.get_mut(usize::from(queue))?.as_mut()
     }
@@ -65,6 +70,7 @@ impl Bridge {
 
     /// Gives the guest what was captured for it first.
     pub fn start_rx(&mut self, port: u16, queue: u16, rx: Box<dyn RxQueue>) {
+        let now_ns = self.now_ns;
         let Some(guest) = self.guest(port) else {
             return;
         };
@@ -80,7 +86,7 @@ impl Bridge {
         // It needs no kicks: frames come when they come.
         rx.queue.disarm();
         *place = Some(rx);
-        guest.capture.resumed();
+        guest.capture.resumed(now_ns);
         self.give_captured(port);
         self.publish();
         self.wake(port);
@@ -135,6 +141,9 @@ impl Bridge {
     ) -> Option<Box<dyn RxQueue>> {
         let guest = self.guest(port)?;
         let mut place = guest.rx.get_mut(usize::from(queue))?.take()?;
+        if !guest.receives() {
+            guest.capture.stopped();
+        }
         let kick = NetOp::Kick {
             port,
             queue: queue | RX_KICK,

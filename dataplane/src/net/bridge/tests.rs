@@ -398,6 +398,42 @@ fn a_guest_without_buffers_loses_frames_and_nobody_else_does() {
     assert_eq!(rig.guests[0].lock().unwrap().given_back, 10);
 }
 
+/// A second after it has moved it is like any other.
+#[test]
+fn frames_wait_for_the_buffers_of_a_guest_that_has_just_moved() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let guest = rig.guests[1].clone();
+    guest.lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+    rig.bridge.stop_rx((0, 1, 0), &mut rig.ring).unwrap();
+    rig.bridge.arrive(1);
+    rig.bridge.set_now(rig.now_ns);
+    guest.lock().unwrap().room = 2;
+    rig.bridge.start_rx(1, 0, Box::new(Rx(guest.clone())));
+    rig.bridge.settle_arrival(1);
+    rig.rest();
+    for mark in 1..=5 {
+        rig.send(0, mac(1), mark);
+    }
+    rig.rest();
+    rig.rest();
+    assert_eq!(rig.received(1), [1, 2]);
+    guest.lock().unwrap().room = 2;
+    rig.kick(1);
+    rig.rest();
+    rig.rest();
+    assert_eq!(rig.received(1), [3, 4], "it is asked for a kick");
+    guest.lock().unwrap().room = 1;
+    rig.kick(1);
+    rig.rest();
+    rig.rest();
+    assert_eq!(rig.received(1), [5]);
+    assert_eq!(rig.counters[1].totals().no_buffers, 0);
+    rig.now_ns += 1000 * MS;
+    rig.send(0, mac(1), 6);
+    rig.turn();
+    assert_eq!(rig.counters[1].totals().no_buffers, 1);
+}
+
 #[test]
 fn what_a_receiver_does_not_take_is_finished_for_it() {
     let mut rig = Rig::new(Kind::Wire, 2);

@@ -49,7 +49,7 @@ fn told(from: &Receiver<NicEvent>) -> Vec<Option<u8>> {
 
 fn stopped() -> Capture {
     let mut capture = Capture::default();
-    capture.resumed();
+    capture.resumed(0);
     capture
 }
 
@@ -57,7 +57,7 @@ fn stopped() -> Capture {
 fn frames_for_a_guest_that_stands_still_are_kept_for_it() {
     let mut capture = Capture::default();
     assert_eq!(keep(&mut capture, false, false, 1), Kept::NoLink);
-    capture.resumed();
+    capture.resumed(0);
     assert!(capture.is_direct());
     assert_eq!(keep(&mut capture, false, false, 2), Kept::Yes);
     // Behind it, though its queues run.
@@ -72,12 +72,12 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
     let mut capture = stopped();
     keep(&mut capture, false, false, 1);
     let (to, told_there) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     keep(&mut capture, false, true, 2);
     assert_eq!(told(&told_there), [Some(1), Some(2)]);
     assert_eq!(capture.in_hand().len(), 2);
     // Cancelled: its guest has them here, first.
-    capture.resumed();
+    capture.resumed(0);
     assert_eq!(told(&told_there), [None]);
     keep(&mut capture, true, false, 3);
     assert_eq!(given(&mut capture), [1, 2, 3]);
@@ -90,14 +90,14 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
 fn what_nobody_hears_is_told_again_with_its_numbers() {
     let mut capture = stopped();
     let (to, told_there) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     keep(&mut capture, false, false, 1);
     drop(told_there);
     for n in 2..5 {
         assert_eq!(keep(&mut capture, false, false, n), Kept::Yes);
     }
     let (to, told_there) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     assert_eq!(told(&told_there), [1, 2, 3, 4].map(Some));
     let numbers: Vec<u64> = capture.in_hand().iter().map(|it| it.seq).collect();
     assert_eq!(numbers, [0, 1, 2, 3]);
@@ -107,7 +107,7 @@ fn what_nobody_hears_is_told_again_with_its_numbers() {
 fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     let mut capture = stopped();
     let (to, told_there) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     keep(&mut capture, false, false, 1);
     capture.gone();
     assert!(capture.is_empty());
@@ -119,20 +119,43 @@ fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     assert!(told_there.recv().is_err(), "nobody tells any more");
 }
 
+/// What waits for a guest that runs is told only when it stops, and only what it did not get till then.
+#[test]
+fn what_its_guest_may_still_have_here_is_not_passed_on() {
+    let mut capture = stopped();
+    for n in 1..=3 {
+        keep(&mut capture, false, false, n);
+    }
+    capture.resumed(0);
+    let (to, told_there) = teller();
+    capture.leave(true, to);
+    keep(&mut capture, true, false, 4);
+    capture.given();
+    assert_eq!(told(&told_there), []);
+    capture.stopped();
+    keep(&mut capture, false, false, 5);
+    assert_eq!(told(&told_there), [2, 3, 4, 5].map(Some));
+    // It goes on here after all, and stops again.
+    capture.resumed(0);
+    capture.given();
+    capture.stopped();
+    assert_eq!(told(&told_there), [None, Some(3), Some(4), Some(5)]);
+}
+
 /// The next move begins while stragglers of the last are still passed on.
 #[test]
 fn the_end_of_one_move_does_not_end_the_next() {
     let mut capture = stopped();
     let (to, _told) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     capture.gone();
     capture.arrive();
     capture.stay();
     from_source(&mut capture, false, 1);
-    capture.resumed();
+    capture.resumed(0);
     keep(&mut capture, true, false, 2);
     assert_eq!(given(&mut capture), [1]);
-    capture.settle();
+    capture.settle(0);
     assert_eq!(given(&mut capture), [2]);
 }
 
@@ -143,14 +166,14 @@ fn what_the_source_passes_on_is_first() {
     // The source has it too.
     assert_eq!(keep(&mut capture, false, false, 9), Kept::Elsewhere);
     from_source(&mut capture, false, 1);
-    capture.resumed();
+    capture.resumed(0);
     assert_eq!(given(&mut capture), [1]);
     keep(&mut capture, true, false, 5);
     keep(&mut capture, true, false, 6);
     from_source(&mut capture, false, 2);
     assert_eq!(given(&mut capture), [2]);
     from_source(&mut capture, false, 3);
-    assert!(capture.settle());
+    assert!(capture.settle(0));
     assert_eq!(given(&mut capture), [3, 5, 6]);
     assert!(capture.is_direct());
     // A straggler.
@@ -162,7 +185,7 @@ fn what_the_source_passes_on_is_first() {
 fn a_frame_to_a_group_that_comes_both_ways_is_given_once() {
     let mut capture = Capture::default();
     capture.arrive();
-    capture.resumed();
+    capture.resumed(0);
     // First here, then from the source.
     keep(&mut capture, true, true, 1);
     from_source(&mut capture, true, 1);
@@ -177,7 +200,7 @@ fn a_frame_to_a_group_that_comes_both_ways_is_given_once() {
     // One to a station that is sent twice is two.
     from_source(&mut capture, false, 4);
     keep(&mut capture, true, false, 4);
-    capture.settle();
+    capture.settle(0);
     assert_eq!(given(&mut capture), [1, 2, 3, 4, 2, 3, 4]);
 }
 
@@ -189,11 +212,19 @@ fn what_is_kept_is_bounded() {
     }
     assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
     let (to, _told) = teller();
-    capture.leave(to);
+    capture.leave(false, to);
     for _ in CAPTURE_FRAMES..MOVE_CAPTURE_FRAMES {
         assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
     }
     assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
+    // And there is as much room while it catches up, and no longer.
+    capture.resumed(0);
+    capture.given();
+    assert_eq!(keep(&mut capture, true, false, 1), Kept::Yes);
+    capture.given();
+    let later = 1000 * MS;
+    let late = capture.keep(true, later, (Header::default(), 0), frame(false, 1));
+    assert_eq!(late, Kept::Full);
     let mut capture = stopped();
     let large: Arc<[u8]> = vec![0; 60_000].into();
     let kept = (0..CAPTURE_FRAMES)
