@@ -18,6 +18,8 @@ mod kills;
 mod moves;
 #[path = "qemu/nic.rs"]
 mod nic;
+#[path = "qemu/nic_moves.rs"]
+mod nic_moves;
 #[path = "qemu/offloads.rs"]
 mod offloads;
 #[path = "qemu/pull.rs"]
@@ -45,6 +47,7 @@ fn main() {
         shared::trials(),
         nic::trials(),
         talks::trials(),
+        nic_moves::trials(),
         offloads::trials(),
         kills::trials(),
     ];

@@ -73,6 +73,8 @@ impl<'d> NetPair<'d> {
         let path = dir.path("a.img").display().to_string();
         let disk = daemons[0].add_disk(DISK, &path, 1)?;
         let nic = add_nic(dir, &daemons[0], &segment.hosts[0], 0, options.wiring)?;
+        // From the start, so that what passes its tap can be looked at.
+        add_nic(dir, &daemons[1], &segment.hosts[1], 1, options.wiring)?;
         let machine = machine(&segment.hosts[0], nic, &options);
         let mut guest = Guest::boot(dir, "a-0", &machine, &[&disk])?;
         guest.expect(&format!(
@@ -148,13 +150,14 @@ impl<'d> NetPair<'d> {
         Ok(Arrival { qemu, uri })
     }
 
-    /// The words of `ferry migrate vm` for the disk and the arrival.
+    /// The words of `ferry migrate vm` for the disk, the NIC and the arrival.
     pub fn vm_words(&mut self, arrival: &Arrival) -> Vec<String> {
         let to = self.destination().address();
         let qmp = self.guest.qemu().ferry_qmp.display().to_string();
         let dest_qmp = arrival.qemu.ferry_qmp.display().to_string();
         let pairs = [
             ("--disk", DISK),
+            ("--nic", NIC),
             ("--to", &to),
             ("--qmp", &qmp),
             ("--dest-qmp", &dest_qmp),

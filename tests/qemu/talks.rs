@@ -13,7 +13,6 @@ pub fn trials() -> Vec<Trial> {
     with_networks(&[
         ("traffic_through_a_tap_is_whole", by_tap),
         ("traffic_through_a_switch_is_whole", by_switch),
-        ("traffic_goes_on_where_the_guest_moves", moves),
     ])
 }
 
@@ -23,24 +22,6 @@ fn by_tap(dir: &TestDir) -> Check {
 
 fn by_switch(dir: &TestDir) -> Check {
     is_whole(dir, Wiring::Switch)
-}
-
-/// Its traffic goes on after each move.
-fn moves(dir: &TestDir) -> Check {
-    let options = Options {
-        wiring: Wiring::Switch,
-        properties: LONG_RING.to_owned(),
-    };
-    let mut pair = NetPair::start(dir, options)?;
-    pair.talk(ALL, |pair| {
-        for _ in 0..2 {
-            std::thread::sleep(secs(2));
-            println!("{}", pair.move_guest()?);
-        }
-        std::thread::sleep(secs(3));
-        Ok(())
-    })?;
-    pair.guest.ensure_no_disk_errors()
 }
 
 /// A hundred connections, datagrams and echoes lose nothing, also while the disk is copied to the
