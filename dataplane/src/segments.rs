@@ -38,18 +38,34 @@ impl Segment {
     }
 
     /// The first byte's address.
+    #[inline]
     pub fn start(&self) -> *mut u8 {
         self.0.iov_base.cast()
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.iov_len
+    }
+
+    /// What comes after its first `skip` bytes; `None` when it has fewer.
+    #[inline]
+    pub fn after(&self, skip: usize) -> Option<Segment> {
+        let len = self.len().checked_sub(skip)?;
+        // SAFETY: a piece of this one, which is mapped as this is.
+        Some(unsafe { Segment::new(self.start().add(skip), len) })
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.iov_len == 0
+    }
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes at {:p}", self.len(), self.start())
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use ferry_bench::frontend::{GuestMemory, Op, QueueOptions, Status, VmmOptions};
 use ferry_dataplane::disk::Service;
 
+use crate::nic_rig::{Kind, Lan, Nic, frame};
 use crate::rig::{
     Answer, Guest, Host, MIB, PATIENCE, code, finish, memory_disk, options, plain_features, say,
 };
@@ -48,6 +49,30 @@ fn ten_idle_disks_cost_nothing_and_wake_at_a_kick() {
         guest.write(1, 1, &[3; 512]);
     }
     assert!(began.elapsed() < Duration::from_secs(2), "asleep");
+}
+
+#[test]
+fn ten_idle_nics_cost_nothing_and_wake_at_a_kick() {
+    let lan = Lan::on(Host::named("quiet", 1));
+    let nics: Vec<_> = (1..=10).map(|n| lan.nic(n, Kind::default())).collect();
+    let mut guests: Vec<_> = nics.iter().map(Nic::guest).collect();
+    // Each has sent, and is known to the switch.
+    for (nic, guest) in nics.iter().zip(&mut guests) {
+        guest.send(&frame(nic.mac, nic.mac, 1));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let (before, began) = (cpu_ns("quiet-0"), Instant::now());
+    assert!(before > 0, "the worker's thread is found");
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = cpu_ns("quiet-0") - before;
+    let share = spent as f64 / began.elapsed().as_nanos() as f64;
+    assert!(share < 0.01, "{:.2} % of a core", share * 100.0);
+    for at in 0..nics.len() {
+        let to = (at + 1) % nics.len();
+        let sent = frame(nics[to].mac, nics[at].mac, 2);
+        guests[at].send(&sent);
+        guests[to].assert_receives(&sent);
+    }
 }
 
 /// A ring that the guest's memory does not hold any more cannot be armed. It must not be polled for

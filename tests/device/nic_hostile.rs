@@ -10,6 +10,10 @@ use ferry_vhost::net::config::feature;
 use crate::nic_rig::{HEADER, Kind, Lan, Nic, NicGuest, REST, RING, features, frame, plain};
 use crate::rig::{MIB, PATIENCE, eventually, writable};
 
+/// Buffers that a device may have looked at before their turn, and a few more. What a guest does to those
+/// is not seen.
+const LOOKED_AT: u16 = 20;
+
 /// The attacked NIC, and two that must not notice.
 struct Street {
     attacker: Option<NicGuest>,
@@ -59,9 +63,18 @@ impl Street {
         self.attacker.as_mut().unwrap()
     }
 
-    /// The head that the next frame for the attacked guest goes to.
+    /// The head that a frame for the attacked guest goes to, after those of `reach_head`.
     fn next_head(&mut self) -> u16 {
-        self.guest().rings[0].used % (RING / 2)
+        (self.guest().rings[0].used + LOOKED_AT) % (RING / 2)
+    }
+
+    /// Frames that come before.
+    fn reach_head(&mut self) {
+        let frame = frame(self.victim.mac, self.near.mac, 0);
+        for _ in 0..LOOKED_AT {
+            self.near_guest.send(&frame);
+            self.guest().assert_receives(&frame);
+        }
     }
 
     /// Forgets what the neighbours have been sent.
@@ -604,8 +617,8 @@ fn heads_outside_the_table_break_their_queue_only() {
             let mut street = Street::new();
             let raw = &mut street.guest().rings[ring];
             if ring == 0 {
-                // The one that is next.
-                raw.ring.set_avail(raw.used, head);
+                raw.ring.set_avail(raw.used.wrapping_add(LOOKED_AT), head);
+                street.reach_head();
             } else {
                 raw.offer(head);
             }
@@ -646,6 +659,7 @@ fn buffers_to_receive_into_that_are_none_break_their_queue_only() {
             ..bad
         };
         street.guest().rings[0].ring.write_desc(head, bad);
+        street.reach_head();
         let frame = frame(street.victim.mac, street.near.mac, 1);
         street.near_guest.send(&frame);
         street.assert_breaks(what);
@@ -659,6 +673,7 @@ fn frames_larger_than_the_buffers_are_counted() {
     let (place, head) = (street.guest().area(0), street.next_head());
     let small = writable(place, 40);
     street.guest().rings[0].ring.write_desc(head, small);
+    street.reach_head();
     let sent = frame(street.victim.mac, street.near.mac, 1);
     street.near_guest.send(&sent);
     assert!(street.guest().receive(REST).is_none());
@@ -677,6 +692,7 @@ fn frames_larger_than_the_buffers_are_counted() {
             .ring
             .write_desc(head, writable(at, 20));
     }
+    street.reach_head();
     street.near_guest.send(&sent);
     let parts: Vec<Vec<u8>> = (0..4)
         .map(|_| street.guest().receive_on(0, PATIENCE).expect("four parts"))

@@ -63,7 +63,11 @@ pub struct Nic {
 
 impl Lan {
     pub fn new() -> Lan {
-        let host = Host::new(1);
+        Lan::on(Host::new(1))
+    }
+
+    /// On the first worker of a host.
+    pub fn on(host: Host) -> Lan {
         let bridge = BridgeHandle::switch(&host.handles()[0], 1).unwrap();
         Lan { bridge, host }
     }

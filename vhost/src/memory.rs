@@ -61,6 +61,15 @@ pub fn prefetch(at: *const u8, access: Access) {
     }
 }
 
+/// Has the processor fetch the first [`PREFETCH_BYTES`] of these bytes of what starts at `start`.
+#[inline]
+pub fn prefetch_start(start: *const u8, bytes: Range<usize>, access: Access) {
+    let end = bytes.end.min(bytes.start + PREFETCH_BYTES);
+    for at in (bytes.start..end).step_by(CACHE_LINE_BYTES) {
+        prefetch(start.wrapping_add(at), access);
+    }
+}
+
 /// Why memory was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -255,7 +264,7 @@ impl MemoryMap {
 
     /// The mapped address of guest address `guest`, and how many bytes follow it there.
     #[inline]
-    fn host_of_guest(&self, guest: u64) -> Option<(*mut u8, u64)> {
+    pub fn host_of_guest(&self, guest: u64) -> Option<(*mut u8, u64)> {
         if let [one] = self.spans.as_slice() {
             return one.host(guest);
         }
@@ -326,17 +335,6 @@ impl MemoryMap {
             done += piece;
         }
         true
-    }
-
-    /// Has the processor fetch the first [`PREFETCH_BYTES`] of a guest range, as far as they are guest
-    /// memory.
-    pub fn prefetch(&self, guest: u64, len: u64, access: Access) {
-        if let Some((start, follow)) = self.host_of_guest(guest) {
-            let len = usize::try_from(follow.min(len)).unwrap_or(usize::MAX);
-            for at in (0..len.min(PREFETCH_BYTES)).step_by(CACHE_LINE_BYTES) {
-                prefetch(start.wrapping_add(at), access);
-            }
-        }
     }
 
     /// Writes one byte; false when the address is not guest memory.

@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use ferry_dataplane::limits::SEGMENTS_PER_REQUEST;
-use ferry_dataplane::segments::Segments;
+use ferry_dataplane::segments::{Segment, Segments};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::inflight::Tracker;
-use crate::memory::{Access, DirtyLog, MemoryMap, prefetch};
+use crate::memory::{Access, DirtyLog, MemoryMap, prefetch, prefetch_start};
 pub use chain::{Buffer, Chain, copy_bytes, length, push_bytes};
 
 /// Largest ring that virtio allows.
@@ -95,6 +95,16 @@ pub enum RingError {
     /// Part of the ring is not guest memory, or not aligned.
     #[error("the {0} is not in guest memory, or not aligned")]
     Address(&'static str),
+}
+
+/// An entry of a ring before its turn. Holds until the ring is given another map.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    /// Its head; checked if there is a run.
+    pub head: u16,
+    /// Where its bytes are, when they are in one buffer of the kind that was looked for, and that in one
+    /// piece of memory.
+    pub run: Option<Segment>,
 }
 
 /// Mapped addresses of the three parts.
@@ -366,15 +376,20 @@ impl Vring {
         }
     }
 
-    /// Has the processor fetch the start of the first buffer of such an entry, but for `skip` bytes, where
-    /// its descriptor says now.
-    pub fn prefetch_buffer(&self, behind: usize, skip: usize, access: Access) {
-        if let Ok((buffer, ..)) = self.descriptor(self.head_behind(behind)) {
-            let skip = skip as u64;
-            let len = u64::from(buffer.len).saturating_sub(skip);
-            let start = buffer.guest.saturating_add(skip);
-            self.map().prefetch(start, len, access);
-        }
+    /// Looks at such an entry, and has the processor fetch the start of its first buffer, but for `skip`
+    /// bytes.
+    #[inline]
+    pub fn look_at(&self, behind: usize, skip: usize, access: Access) -> Seen {
+        let head = self.head_behind(behind);
+        let run = self.descriptor(head).ok().and_then(|(buffer, flags, _)| {
+            let (start, follow) = self.map().host_of_guest(buffer.guest)?;
+            let len = usize::try_from(follow.min(buffer.len.into())).ok()?;
+            prefetch_start(start, skip..len, access);
+            let is_all = Vring::is_one_buffer(flags, access) && follow >= buffer.len.into();
+            // SAFETY: so many bytes are mapped there, as long as the map is held; see `Seen`.
+            is_all.then(|| unsafe { Segment::new(start, len) })
+        });
+        Seen { head, run }
     }
 
     /// Takes the entry whose `head` was read.

@@ -128,6 +128,21 @@ impl Header {
         }
     }
 
+    /// Reads a header that a guest sent; `None` for one that says nothing.
+    #[inline]
+    pub fn parse_said(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
+        (*bytes != [0; HEADER_BYTES]).then(|| Header::parse(bytes))
+    }
+
+    /// In the guest's memory before a frame that is whole, in so many buffers. Put together in registers:
+    /// bytes that were just written one by one cannot be read at once, and a core waits for that.
+    #[inline]
+    pub fn plain_bytes(num_buffers: u16) -> [u8; HEADER_BYTES] {
+        (u128::from(num_buffers) << 80).to_le_bytes()[..HEADER_BYTES]
+            .try_into()
+            .expect("16 bytes are more")
+    }
+
     /// As it stands in the guest's memory.
     pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
@@ -204,6 +219,18 @@ impl Header {
         *self == Header::default()
     }
 
+    /// As [`check`](Header::check), for a frame whose header says nothing.
+    #[inline]
+    pub fn check_plain(frame: &[u8], frame_len: usize, mtu: u16) -> Result<Start, FrameError> {
+        let head = &frame[..frame.len().min(frame_len)];
+        let start = Start::parse(head).ok_or(FrameError::Runt)?;
+        let most = whole_bytes_max(&start, mtu).min(FRAME_BYTES_MAX);
+        if frame_len > most {
+            return Err(FrameError::TooLong);
+        }
+        Ok(start)
+    }
+
     /// Compares the header of a frame that a guest sent with the frame; returns how that starts.
     ///
     /// `frame` is the first [`HEAD_BYTES`] of it at least, or all of it; `frame_len` its length in
@@ -217,14 +244,13 @@ impl Header {
         allowed: Offloads,
         mtu: u16,
     ) -> Result<Start, FrameError> {
+        if self.is_plain() {
+            return Header::check_plain(frame, frame_len, mtu);
+        }
         let head = &frame[..frame.len().min(frame_len)];
         let start = Start::parse(head).ok_or(FrameError::Runt)?;
         if frame_len > FRAME_BYTES_MAX {
             return Err(FrameError::TooLong);
-        }
-        if self.is_plain() {
-            let fits = frame_len <= whole_bytes_max(&start, mtu);
-            return fits.then_some(start).ok_or(FrameError::TooLong);
         }
         if usize::from(self.hdr_len) > frame_len {
             return Err(FrameError::HeaderLength);

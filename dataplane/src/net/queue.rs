@@ -8,21 +8,21 @@ use super::header::Header;
 use crate::segments::Segments;
 
 /// A frame that a guest sends, out of its queue and not given back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 pub struct Taken {
     /// Names it for [`TxQueue::done`].
     pub tag: u32,
-    /// A copy of its header, not checked yet.
-    pub header: Header,
+    /// A copy of its header, not checked yet; none if it says nothing.
+    pub header: Option<Header>,
     /// Bytes of the frame, the header not counted.
     pub len: usize,
 }
 
 /// What a look at a queue of frames to send found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
-    /// A frame; its bytes are in the segments given.
-    Frame(Taken),
+    /// A frame, described in what was given for that.
+    Frame,
     /// One without so much as a header, which was given back.
     Malformed,
     /// Nothing.
@@ -53,9 +53,10 @@ pub trait FrameQueue: Any + Send {
 
 /// Frames that the guest sends.
 pub trait TxQueue: FrameQueue {
-    /// Takes the next frame and puts where its bytes are into `bytes`, which is empty. The memory stays
-    /// mapped until `done` names the frame. Gives none while guest memory may not be written.
-    fn take(&mut self, bytes: &mut Segments) -> Fetched;
+    /// Takes the next frame, and puts what it is into `taken` and where its bytes are into `bytes`, which
+    /// is empty. The memory stays mapped until `done` names the frame. Gives none while guest memory may
+    /// not be written.
+    fn take(&mut self, taken: &mut Taken, bytes: &mut Segments) -> Fetched;
     /// The frame that was taken last waits, to be taken again.
     fn put_back(&mut self, tag: u32);
     /// Gives a frame's buffers back. Not seen by the guest before `publish`.
@@ -77,8 +78,8 @@ pub enum Put {
 
 /// Buffers for frames that the guest receives.
 pub trait RxQueue: FrameQueue {
-    /// Copies a frame of `len` bytes into the guest's buffers.
-    fn put(&mut self, header: Header, bytes: &Bytes<'_>, len: usize) -> Put;
+    /// Copies a frame of `len` bytes into the guest's buffers; one without a header is whole.
+    fn put(&mut self, header: Option<&Header>, bytes: &Bytes<'_>, len: usize) -> Put;
 }
 
 /// Where a frame's bytes are.

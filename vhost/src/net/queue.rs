@@ -6,18 +6,22 @@ use std::sync::Arc;
 use ferry_dataplane::net::features::Offloads;
 use ferry_dataplane::net::header::{HEADER_BYTES, Header};
 use ferry_dataplane::net::queue::{Bytes, Fetched, FrameQueue, Put, RxQueue, Taken, TxQueue};
-use ferry_dataplane::segments::Segments;
+use ferry_dataplane::segments::{Segment, Segments};
 
 use crate::memory::Access;
-use crate::vring::{Chain, Vring, copy_bytes, length, push_bytes};
+use crate::vring::{Chain, Seen, Vring, copy_bytes, length, push_bytes};
 
 /// Buffers of one frame. The longest takes 44 of the size that drivers make.
 const HEADS_MAX: usize = 128;
 
-/// Entries of a ring whose buffers are on their way to the cache.
-const BUFFERS_AHEAD: usize = 4;
+/// Entries of a ring whose buffers are on their way to the cache, at most; a power of two.
+const BUFFERS_AHEAD: usize = 16;
 
-/// Entries of which the descriptors are.
+/// So many are looked at in a row. A core waits to learn where a page is that it has not been to for long,
+/// and does that for several pages at once if it is asked to at once.
+const LOOKED_AT_ONCE: usize = 8;
+
+/// Entries behind those whose descriptors are.
 const DESCRIPTORS_AHEAD: usize = 16;
 
 /// What was negotiated, as far as a queue needs it.
@@ -65,6 +69,8 @@ struct Common {
     /// Of these, those whose descriptors the processor was told to fetch, and those whose buffers.
     described: usize,
     fetched: usize,
+    /// The latter, by their indexes.
+    seen: [Seen; BUFFERS_AHEAD],
     /// Heads given back while the guest's memory could not be written.
     late: Vec<u16>,
     /// The guest is yet to be shown something, for the same reason.
@@ -111,8 +117,25 @@ impl TxVring {
         }
     }
 
+    /// Reads a frame in one buffer; `None` when it is shorter than a header.
+    #[inline]
+    fn parse_run(&mut self, run: Segment, taken: &mut Taken, bytes: &mut Segments) -> Option<()> {
+        let rules = &self.common.rules;
+        let frame = run.after(rules.header_bytes)?;
+        taken.len = frame.len();
+        taken.header = None;
+        if rules.reads_header() {
+            let mut header = [0; HEADER_BYTES];
+            let _ = bytes.push(run);
+            bytes.copy_out(0, &mut header[..rules.header_bytes]);
+            bytes.clear();
+            taken.header = Header::parse_said(&header);
+        }
+        bytes.push(frame).then_some(())
+    }
+
     /// Reads the chain at `head`; `None` for one that is no frame.
-    fn parse(&mut self, head: u16, bytes: &mut Segments) -> Option<Taken> {
+    fn parse_chain(&mut self, head: u16, taken: &mut Taken, bytes: &mut Segments) -> Option<()> {
         let Common {
             ring, chain, rules, ..
         } = &mut self.common;
@@ -121,14 +144,13 @@ impl TxVring {
         let header_bytes = rules.header_bytes;
         let map = ring.map();
         let len = length(chain.readable()).checked_sub(header_bytes as u64)?;
-        let read = !rules.reads_header()
-            || copy_bytes(chain.readable(), 0, &mut header[..header_bytes], map);
+        let read_header = rules.reads_header();
+        let read =
+            !read_header || copy_bytes(chain.readable(), 0, &mut header[..header_bytes], map);
         let whole = read && push_bytes(chain.readable(), header_bytes as u64, len, map, bytes);
-        whole.then_some(Taken {
-            tag: u32::from(head),
-            header: Header::parse(&header),
-            len: usize::try_from(len).ok()?,
-        })
+        taken.header = Header::parse_said(&header);
+        taken.len = usize::try_from(len).ok()?;
+        whole.then_some(())
     }
 }
 
@@ -145,6 +167,7 @@ impl Common {
             stale: true,
             described: 0,
             fetched: 0,
+            seen: [Seen::default(); BUFFERS_AHEAD],
             late,
             unshown: false,
         }
@@ -166,32 +189,41 @@ impl Common {
         (self.waiting, self.described, self.fetched) = (0, 0, 0);
     }
 
-    /// Takes the next entry, of those that `waiting` counted; its head. What is behind it is on its way to
-    /// the cache meanwhile.
-    fn next_head(&mut self, access: Access) -> Result<u16, &'static str> {
+    /// Takes the next entry, of those that `waiting` counted. What is behind it is on its way to the cache
+    /// meanwhile.
+    #[inline]
+    fn next_entry(&mut self, access: Access) -> Result<Seen, &'static str> {
         self.look_ahead(access);
-        let head = self.ring.head()?;
+        let mut seen = self.seen[usize::from(self.ring.next_avail()) % BUFFERS_AHEAD];
+        if seen.run.is_none() {
+            seen.head = self.ring.head()?;
+        }
         self.waiting -= 1;
         self.described -= 1;
         self.fetched -= 1;
-        Ok(head)
+        Ok(seen)
     }
 
     /// Has the processor fetch descriptors first and buffers after them: where a buffer is, its descriptor
     /// says, and a core that waits for that does nothing else.
+    #[inline]
     fn look_ahead(&mut self, access: Access) {
+        if self.fetched > BUFFERS_AHEAD - LOOKED_AT_ONCE || self.fetched == self.waiting {
+            return;
+        }
         let skip = match access {
             Access::Read if !self.rules.reads_header() => self.rules.header_bytes,
             _ => 0,
         };
-        let described = self.waiting.min(DESCRIPTORS_AHEAD);
+        let described = self.waiting.min(BUFFERS_AHEAD + DESCRIPTORS_AHEAD);
         for at in self.described..described {
             self.ring.prefetch_descriptor(at);
         }
         self.described = described.max(self.described);
         let fetched = self.waiting.min(BUFFERS_AHEAD);
         for at in self.fetched..fetched {
-            self.ring.prefetch_buffer(at, skip, access);
+            let place = usize::from(self.ring.next_avail()).wrapping_add(at) % BUFFERS_AHEAD;
+            self.seen[place] = self.ring.look_at(at, skip, access);
         }
         self.fetched = fetched.max(self.fetched);
     }
@@ -202,7 +234,8 @@ impl Common {
         let count = usize::from(count);
         self.waiting += count;
         self.described += count;
-        self.fetched += count;
+        // Others may be in their places by now.
+        self.fetched = 0;
     }
 
     /// Shows the guest what was given back, as soon as its memory may be written.
@@ -220,7 +253,7 @@ impl Common {
 }
 
 impl TxQueue for TxVring {
-    fn take(&mut self, bytes: &mut Segments) -> Fetched {
+    fn take(&mut self, taken: &mut Taken, bytes: &mut Segments) -> Fetched {
         if self.common.broken || !self.common.ring.may_write() {
             return Fetched::Empty;
         }
@@ -228,11 +261,11 @@ impl TxQueue for TxVring {
             self.common.publish();
         }
         let next = self.common.waiting().and_then(|waiting| {
-            let head = (waiting > 0).then(|| self.common.next_head(Access::Read));
-            head.transpose()
+            let entry = (waiting > 0).then(|| self.common.next_entry(Access::Read));
+            entry.transpose()
         });
-        let head = match next {
-            Ok(Some(head)) => head,
+        let Seen { head, run } = match next {
+            Ok(Some(entry)) => entry,
             Ok(None) => return Fetched::Empty,
             Err(why) => {
                 self.common.break_down(why);
@@ -244,12 +277,17 @@ impl TxQueue for TxVring {
             return Fetched::Broken;
         }
         self.common.ring.take(head);
-        let Some(taken) = self.parse(head, bytes) else {
+        let parsed = match run {
+            Some(run) => self.parse_run(run, taken, bytes),
+            None => self.parse_chain(head, taken, bytes),
+        };
+        if parsed.is_none() {
             self.common.ring.push_used(head, 0);
             return Fetched::Malformed;
-        };
+        }
+        taken.tag = u32::from(head);
         self.in_hand[usize::from(head)] = Some(self.common.ring.hold());
-        Fetched::Frame(taken)
+        Fetched::Frame
     }
 
     fn put_back(&mut self, tag: u32) {
@@ -299,7 +337,7 @@ impl RxVring {
 
     /// Takes the next buffer of the guest's, and finds where it is; its bytes.
     fn next_buffer(&mut self, is_first: bool) -> Result<usize, &'static str> {
-        let head = self.common.next_head(Access::Write)?;
+        let Seen { head, run } = self.common.next_entry(Access::Write)?;
         let Common { ring, chain, .. } = &mut self.common;
         // Not by a walk through `heads`: a frame may take a whole ring of tiny buffers.
         let taken_for = &mut self.taken_for[usize::from(head)];
@@ -308,14 +346,18 @@ impl RxVring {
         }
         ring.take(head);
         self.heads.push((head, 0));
-        ring.copy_chain(head, chain)?;
-        let room = length(chain.writable());
         let into = if is_first {
             &mut self.first
         } else {
             &mut self.next
         };
         into.clear();
+        if let Some(run) = run.filter(|it| !it.is_empty()) {
+            let _ = into.push(run);
+            return Ok(run.len());
+        }
+        ring.copy_chain(head, chain)?;
+        let room = length(chain.writable());
         if room == 0 || !push_bytes(chain.writable(), 0, room, ring.map(), into) {
             return Err("a buffer to receive into that is none");
         }
@@ -359,7 +401,7 @@ impl RxVring {
 }
 
 impl RxQueue for RxVring {
-    fn put(&mut self, header: Header, bytes: &Bytes<'_>, len: usize) -> Put {
+    fn put(&mut self, header: Option<&Header>, bytes: &Bytes<'_>, len: usize) -> Put {
         if self.common.broken {
             return Put::Broken;
         }
@@ -380,12 +422,16 @@ impl RxQueue for RxVring {
             self.common.put_back(taken);
             return put;
         }
-        let header = Header {
-            num_buffers: u16::try_from(self.heads.len()).expect("no more than the ring holds"),
-            ..header
-        };
+        let num_buffers = u16::try_from(self.heads.len()).expect("no more than the ring holds");
         let header_bytes = self.common.rules.header_bytes;
-        let bytes = header.to_bytes();
+        let bytes = match header {
+            None => Header::plain_bytes(num_buffers),
+            Some(header) => Header {
+                num_buffers,
+                ..*header
+            }
+            .to_bytes(),
+        };
         if header_bytes != bytes.len() || !self.first.put_start(&bytes) {
             self.first.copy_in(0, &bytes[..header_bytes]);
         }

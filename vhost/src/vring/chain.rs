@@ -4,7 +4,7 @@
 use ferry_dataplane::segments::Segments;
 
 use super::{CHAIN_MAX, DESC_BYTES, Vring};
-use crate::memory::MemoryMap;
+use crate::memory::{Access, MemoryMap};
 
 pub(super) const DESC_NEXT: u16 = 1;
 pub(super) const DESC_WRITE: u16 = 2;
@@ -143,6 +143,16 @@ impl Vring {
             return Ok(());
         }
         self.copy_longer(first, chain)
+    }
+
+    /// Whether a descriptor with these flags is all of a chain, and is for this.
+    #[inline]
+    pub(super) fn is_one_buffer(flags: u16, access: Access) -> bool {
+        let wanted = match access {
+            Access::Read => 0,
+            Access::Write => DESC_WRITE,
+        };
+        flags & (DESC_NEXT | DESC_INDIRECT | DESC_WRITE) == wanted
     }
 
     /// Copies a chain of several buffers, of which the first descriptor has been read.

@@ -18,7 +18,8 @@ const PLAIN_BYTES: usize = 32;
 
 /// A frame on its way.
 pub(super) struct Frame<'a> {
-    pub header: Header,
+    /// What is left to do to it, if anything is.
+    pub header: Option<&'a Header>,
     pub ether_type: u16,
     pub bytes: Bytes<'a>,
     pub len: usize,
@@ -26,6 +27,12 @@ pub(super) struct Frame<'a> {
     pub queue: u16,
     /// How its guest knows it, while that waits for it.
     pub tag: Option<u32>,
+}
+
+impl Frame<'_> {
+    fn said(&self) -> Header {
+        self.header.copied().unwrap_or_default()
+    }
 }
 
 /// What became of it.
@@ -60,13 +67,17 @@ impl Bridge {
     fn take_from_guest(&mut self, id: u32, (port, queue): (u16, u16), ring: &mut Ring) -> bool {
         let (mut bytes, mut head) = self.scratch.take().expect("put back below");
         let (mut found, mut left) = (false, FETCH_BYTES);
+        let mut taken = Taken::default();
         for _ in 0..FRAME_BUDGET {
             bytes.clear();
-            let Some(taken) = self.take_one((port, queue), &mut bytes) else {
-                break;
-            };
-            found = true;
-            let Some(taken) = taken else { continue };
+            match self.take_one((port, queue), &mut taken, &mut bytes) {
+                Fetched::Frame => found = true,
+                Fetched::Malformed => {
+                    found = true;
+                    continue;
+                }
+                Fetched::Empty | Fetched::Broken => break,
+            }
             left = left.saturating_sub(taken.len as u64);
             let sent = self.guest_sends(id, (port, queue), &taken, (&bytes, &mut head), ring);
             if sent == Sent::Done
@@ -89,8 +100,8 @@ impl Bridge {
         found
     }
 
-    /// `None` when there is none, `Some(None)` for one that was given back.
-    fn take_one(&mut self, at: (u16, u16), bytes: &mut Segments) -> Option<Option<Taken>> {
+    /// The next frame, unless it has to wait.
+    fn take_one(&mut self, at: (u16, u16), taken: &mut Taken, bytes: &mut Segments) -> Fetched {
         let now_ns = self.now_ns;
         // A wire's frames wait where they are while its tap has its hands full.
         let full = matches!(self.kind, Kind::Wire)
@@ -98,46 +109,44 @@ impl Bridge {
                 End::Tap(tap) => tap.free_writes.is_empty(),
                 End::Guest(_) => false,
             });
-        let port = self.ports[usize::from(at.0)].as_mut()?;
+        let Some(port) = &mut self.ports[usize::from(at.0)] else {
+            return Fetched::Empty;
+        };
         // Over its rate, frames wait in the guest's ring.
         if port
             .limit
             .as_ref()
             .is_some_and(|limit| limit.next_ns() > now_ns)
         {
-            return None;
+            return Fetched::Empty;
         }
         let End::Guest(guest) = &mut port.end else {
-            return None;
+            return Fetched::Empty;
         };
-        if full {
-            return None;
-        }
-        let place = guest.tx_at(at.1)?;
+        let Some(place) = guest.tx_at(at.1).filter(|_| !full) else {
+            return Fetched::Empty;
+        };
         if place.broken || place.leaving.is_some() {
-            return None;
+            return Fetched::Empty;
         }
-        match place.queue.take(bytes) {
-            Fetched::Frame(taken) => {
+        let fetched = place.queue.take(taken, bytes);
+        match fetched {
+            Fetched::Frame => {
                 let limit = port.limit.as_mut();
                 if limit.is_some_and(|limit| !limit.admit(taken.len, now_ns)) {
                     place.queue.put_back(taken.tag);
                     port.counters.dropped(Cause::Limited, 1);
-                    return None;
+                    return Fetched::Empty;
                 }
-                Some(Some(taken))
             }
-            Fetched::Malformed => {
-                port.counters.dropped(Cause::Malformed, 1);
-                Some(None)
-            }
-            Fetched::Empty => None,
+            Fetched::Malformed => port.counters.dropped(Cause::Malformed, 1),
+            Fetched::Empty => {}
             Fetched::Broken => {
                 place.broken = true;
                 port.counters.queue_broke();
-                None
             }
         }
+        fetched
     }
 
     fn guest_sends(
@@ -158,7 +167,7 @@ impl Bridge {
             return Sent::Done;
         };
         // A plain frame asks for nothing, and is judged by its addresses and tags.
-        let (known, allowed) = if !taken.header.is_plain() {
+        let (known, allowed) = if taken.header.is_some() {
             (HEAD_BYTES, place.queue.offloads())
         } else if taken.len <= HEAD_BYTES {
             // In one copy rather than two.
@@ -168,7 +177,11 @@ impl Bridge {
         };
         let known = bytes.copy_out(0, &mut head[..known]).min(taken.len);
         let head = &head[..known];
-        let addresses = match taken.header.check(head, taken.len, allowed, there.mtu) {
+        let checked = match &taken.header {
+            Some(header) => header.check(head, taken.len, allowed, there.mtu),
+            None => Header::check_plain(head, taken.len, there.mtu),
+        };
+        let addresses = match checked {
             Ok(addresses) => addresses,
             Err(error) => {
                 there.counters.dropped(error.into(), 1);
@@ -189,8 +202,9 @@ impl Bridge {
             let known = bytes.copy_out(0, &mut start).min(taken.len);
             guest.spoken.learn(&addresses, &start[..known]);
         }
+        let passed_on = taken.header.as_ref().map(Header::passed_on);
         let frame = Frame {
-            header: taken.header.passed_on(),
+            header: passed_on.as_ref().filter(|it| !it.is_plain()),
             ether_type: addresses.ether_type,
             bytes: Bytes::Guest { head, all: bytes },
             len: taken.len,
@@ -239,7 +253,7 @@ impl Bridge {
             return;
         };
         let frame = Frame {
-            header,
+            header: Some(&header).filter(|it| !it.is_plain()),
             ether_type: addresses.ether_type,
             bytes: Bytes::Own(bytes),
             len: bytes.len(),
@@ -338,7 +352,11 @@ impl Bridge {
         }
         // The queue that it came from, as the guest at the other end spreads its flows.
         let mut queues = rx.iter_mut().flatten().filter(|it| !it.broken);
-        let Some(place) = queues.nth(usize::from(frame.queue) % running) else {
+        let nth = match running {
+            1 => 0, // as nearly always, and a division takes as long as the rest
+            _ => usize::from(frame.queue) % running,
+        };
+        let Some(place) = queues.nth(nth) else {
             return;
         };
         let (put, part) = give(place, frame, &mut self.whole, &mut self.piece);
@@ -379,7 +397,7 @@ impl Bridge {
         };
         while let Some(first) = guest.capture.first() {
             let frame = Frame {
-                header: first.header,
+                header: Some(&first.header).filter(|it| !it.is_plain()),
                 ether_type: first.ether_type,
                 bytes: Bytes::Own(&first.bytes),
                 len: first.bytes.len(),
@@ -431,9 +449,9 @@ impl Bridge {
         let (from, written) = match (&frame.bytes, frame.tag, lend) {
             (Bytes::Guest { head, all }, Some(tag), true) => {
                 let from = (frame.from, frame.queue, tag);
-                (Some(from), tap.write(op, frame.header, (head, all), ring))
+                (Some(from), tap.write(op, frame.said(), (head, all), ring))
             }
-            (bytes, ..) => (None, tap.copy(op, frame.header, (bytes, frame.len), ring)),
+            (bytes, ..) => (None, tap.copy(op, frame.said(), (bytes, frame.len), ring)),
         };
         if !written {
             tap.free_writes.push(index);
@@ -475,7 +493,7 @@ fn keep(
 ) {
     let mut bytes = vec![0; frame.len];
     frame.bytes.start(&mut bytes);
-    let said = (frame.header, frame.ether_type);
+    let said = (frame.said(), frame.ether_type);
     match capture.keep(running, now_ns, said, bytes.into()) {
         Kept::Yes | Kept::Elsewhere => {}
         Kept::Full => counters.capture_lost(1),
@@ -490,45 +508,52 @@ fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u
         let put = place.queue.put(frame.header, &frame.bytes, frame.len);
         (put, false)
     };
-    if frame.header.is_plain() {
+    let Some(header) = frame.header else {
         return whole_put(place);
-    }
+    };
     let takes = place.queue.offloads();
-    let work = Work::of(&frame.header, frame.ether_type, takes);
+    let work = Work::of(header, frame.ether_type, takes);
     if work == Work::Nothing {
         return whole_put(place);
     }
     let mut part = false;
-    let put = finish(frame, work, takes, (whole, piece), |header, bytes| {
-        let put = place.queue.put(header, &Bytes::Own(bytes), bytes.len());
-        part |= put == Put::Done;
-        put
-    });
+    let put = finish(
+        (frame, header),
+        work,
+        takes,
+        (whole, piece),
+        |header, bytes| {
+            let header = header.filter(|it| !it.is_plain());
+            let put = place.queue.put(header, &Bytes::Own(bytes), bytes.len());
+            part |= put == Put::Done;
+            put
+        },
+    );
     (put, part)
 }
 
 /// Finishes in software what the receiver does not take, and gives each frame of it to `put`.
 fn finish(
-    frame: &Frame<'_>,
+    (frame, header): (&Frame<'_>, &Header),
     work: Work,
     takes: Offloads,
     (whole, piece): (&mut [u8], &mut [u8]),
-    mut put: impl FnMut(Header, &[u8]) -> Put,
+    mut put: impl FnMut(Option<&Header>, &[u8]) -> Put,
 ) -> Put {
     let Some(whole) = whole.get_mut(..frame.len) else {
         return Put::TooLarge;
     };
     frame.bytes.start(whole);
     if work == Work::Checksum {
-        finish_checksum(whole, &frame.header);
-        return put(Header::default(), whole);
+        finish_checksum(whole, header);
+        return put(None, whole);
     }
-    let Ok(mut segments) = Segmenter::new(whole, &frame.header, takes, piece.len()) else {
+    let Ok(mut segments) = Segmenter::new(whole, header, takes, piece.len()) else {
         return Put::TooLarge;
     };
     let header = segments.header();
     while let Some(len) = segments.next_into(piece) {
-        let last = put(header, &piece[..len]);
+        let last = put(Some(&header), &piece[..len]);
         if last != Put::Done {
             return last;
         }

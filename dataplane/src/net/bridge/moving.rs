@@ -4,7 +4,6 @@ use super::forward::Frame;
 use super::{Bridge, Captured, Teller};
 use crate::net::announce::Address;
 use crate::net::frame::Start;
-use crate::net::header::Header;
 use crate::net::queue::Bytes;
 use crate::ring::Ring;
 
@@ -102,7 +101,7 @@ impl Bridge {
                 continue;
             };
             let frame = Frame {
-                header: Header::default(),
+                header: None,
                 ether_type: start.ether_type,
                 bytes: Bytes::Own(bytes),
                 len: bytes.len(),

@@ -77,7 +77,7 @@ queue!(Rx, |guest: &Guest| guest.room > 0, |guest: &Guest| guest
     .takes);
 
 impl TxQueue for Tx {
-    fn take(&mut self, bytes: &mut Segments) -> Fetched {
+    fn take(&mut self, taken: &mut Taken, bytes: &mut Segments) -> Fetched {
         let mut guest = self.0.lock().unwrap();
         let Some((header, frame)) = guest.to_send.pop_front() else {
             return Fetched::Empty;
@@ -93,7 +93,9 @@ impl TxQueue for Tx {
         #[allow(unsafe_code)]
         let segment = unsafe { crate::segments::Segment::new(at.1.as_mut_ptr(), len) };
         assert!(bytes.push(segment));
-        Fetched::Frame(Taken { tag, header, len })
+        let header = Some(header).filter(|it| !it.is_plain());
+        *taken = Taken { tag, header, len };
+        Fetched::Frame
     }
 
     fn put_back(&mut self, tag: u32) {
@@ -114,7 +116,8 @@ impl TxQueue for Tx {
 }
 
 impl RxQueue for Rx {
-    fn put(&mut self, header: Header, bytes: &Bytes<'_>, len: usize) -> Put {
+    fn put(&mut self, header: Option<&Header>, bytes: &Bytes<'_>, len: usize) -> Put {
+        let header = header.copied().unwrap_or_default();
         let mut guest = self.0.lock().unwrap();
         if guest.room == 0 {
             return Put::NoRoom;

@@ -134,16 +134,15 @@ fn contents(segments: &Segments) -> Vec<u8> {
 /// Takes a frame, which must be there; its tag and header, and its bytes.
 fn taken(queue: &mut TxVring) -> (u32, Header, Vec<u8>) {
     let mut bytes = Segments::new();
-    let Fetched::Frame(taken) = queue.take(&mut bytes) else {
-        panic!("there is a frame");
-    };
+    let mut taken = Taken::default();
+    assert_eq!(queue.take(&mut taken, &mut bytes), Fetched::Frame);
     let bytes = contents(&bytes);
     assert_eq!(bytes.len(), taken.len);
-    (taken.tag, taken.header, bytes)
+    (taken.tag, taken.header.unwrap_or_default(), bytes)
 }
 
 fn take(queue: &mut TxVring) -> Fetched {
-    queue.take(&mut Segments::new())
+    queue.take(&mut Taken::default(), &mut Segments::new())
 }
 
 /// Lays `bytes` out from `DATA` on, cut at `cuts`, with a byte between the pieces.
@@ -245,7 +244,10 @@ fn a_driver_from_before_virtio_1_has_a_header_of_ten_bytes() {
     let room = (GUEST + DATA, 40);
     driver.offer(0, &[room], WRITE);
     let mut queue = driver.rx(legacy());
-    assert_eq!(queue.put(header(), &Bytes::Own(&sent), 30), Put::Done);
+    assert_eq!(
+        queue.put(Some(&header()), &Bytes::Own(&sent), 30),
+        Put::Done
+    );
     queue.publish();
     assert_eq!(gathered(&driver, &[room]), whole);
     assert_eq!(driver.used(), [(0, 40)]);
@@ -298,7 +300,7 @@ fn a_frame_in_more_runs_than_a_request_has_is_given_back() {
         driver.offer(0, &[(GUEST + TABLE, bytes)], INDIRECT);
         let mut queue = driver.tx(rules());
         let found = take(&mut queue);
-        assert_eq!(matches!(found, Fetched::Frame(_)), fits);
+        assert_eq!(matches!(found, Fetched::Frame), fits);
         assert_eq!(matches!(found, Fetched::Malformed), !fits);
     }
 }
@@ -331,7 +333,7 @@ fn an_available_ring_that_makes_no_sense_breaks_either_queue() {
         assert!(driver.was_told_of_a_break());
         let mut queue = driver.rx(rules());
         let sent = Bytes::Own(&[0; 60]);
-        assert_eq!(queue.put(header(), &sent, 60), Put::Broken);
+        assert_eq!(queue.put(Some(&header()), &sent, 60), Put::Broken);
         assert!(driver.was_told_of_a_break());
     }
 }
@@ -393,6 +395,35 @@ fn frames_are_given_back_in_any_order() {
 }
 
 #[test]
+fn frames_seen_before_another_map_are_looked_for_in_that() {
+    let mut driver = Driver::new(8);
+    let other = Guest::new(8);
+    let (here, there) = (frame(30, 3), frame(30, 4));
+    for head in 0..3 {
+        driver.offer(head, &[(GUEST + DATA, 42)], 0);
+    }
+    driver.guest.put(DATA, &with_header(&here));
+    other.put(0, &driver.memory());
+    other.put(DATA, &with_header(&there));
+    let mut queue = driver.tx(rules());
+    assert_eq!(taken(&mut queue).2, here);
+    assert!(queue.ring_mut().set_map(other.map.clone()));
+    assert_eq!(taken(&mut queue).2, there);
+
+    let mut driver = Driver::new(8);
+    for head in 0..3 {
+        driver.offer(head, &[(GUEST + DATA + 100 * u64::from(head), 100)], WRITE);
+    }
+    let mut queue = driver.rx(rules());
+    assert_eq!(put(&mut queue, &frame(60, 1)), Put::Done);
+    let before = driver.memory();
+    assert!(queue.ring_mut().set_map(other.map.clone()));
+    other.put(0, &before);
+    assert_eq!(put(&mut queue, &frame(60, 2)), Put::Done);
+    assert!(driver.memory() == before, "not its memory any more");
+}
+
+#[test]
 fn a_frame_in_hand_keeps_its_memory() {
     let mut driver = Driver::new(8);
     let sent = frame(30, 3);
@@ -400,7 +431,10 @@ fn a_frame_in_hand_keeps_its_memory() {
     driver.offer(0, &buffers, 0);
     let mut queue = driver.tx(rules());
     let mut bytes = Segments::new();
-    assert!(matches!(queue.take(&mut bytes), Fetched::Frame(_)));
+    assert!(matches!(
+        queue.take(&mut Taken::default(), &mut bytes),
+        Fetched::Frame
+    ));
     let other = Guest::new(8);
     assert!(queue.ring_mut().set_map(other.map.clone()));
     assert_eq!(Arc::strong_count(&driver.guest.map), 2);
@@ -411,7 +445,7 @@ fn a_frame_in_hand_keeps_its_memory() {
 
 /// Puts `sent`; the guest's view of the buffers that were offered.
 fn put(queue: &mut RxVring, sent: &[u8]) -> Put {
-    let put = queue.put(header(), &Bytes::Own(sent), sent.len());
+    let put = queue.put(Some(&header()), &Bytes::Own(sent), sent.len());
     queue.publish();
     put
 }
@@ -842,7 +876,8 @@ proptest! {
         }
         let mut tx = from.tx(from_rules);
         let mut bytes = Segments::new();
-        let Fetched::Frame(taken) = tx.take(&mut bytes) else { panic!("a frame") };
+        let mut taken = Taken::default();
+        prop_assert_eq!(tx.take(&mut taken, &mut bytes), Fetched::Frame);
         prop_assert_eq!(taken.len, len);
 
         let mut to = Driver::new(64);
@@ -862,7 +897,7 @@ proptest! {
             head += u16::try_from(sizes.len()).unwrap();
         }
         let room: u32 = chains.iter().flat_map(|(_, chain)| chain).map(|&(_, size)| size).sum();
-        let put = rx.put(taken.header, &Bytes::Guest { head: &[], all: &bytes }, taken.len);
+        let put = rx.put(taken.header.as_ref(), &Bytes::Guest { head: &[], all: &bytes }, taken.len);
         rx.publish();
         if usize::try_from(room).unwrap() < 12 + len {
             prop_assert_eq!(put, Put::NoRoom);
@@ -882,7 +917,7 @@ proptest! {
         }
         let got = Header {
             num_buffers: u16::try_from(used.len()).unwrap(),
-            ..taken.header
+            ..taken.header.unwrap_or_default()
         };
         prop_assert_eq!(found, [&got.to_bytes()[..], &sent].concat());
     }
