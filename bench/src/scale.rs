@@ -1,4 +1,4 @@
-//! What disks that do nothing cost, what waking up costs, and what a second worker brings.
+//! What disks and NICs that do nothing cost, what waking up costs, and what a second worker brings.
 //!
 //! Runs a `ferry daemon` of its own for each side of a comparison, and alternates between them, so
 //! that whatever else the machine does meets both. Figures of this machine are measured in the same
@@ -7,6 +7,7 @@
 
 mod client;
 mod idle;
+mod nics;
 mod server;
 mod wake;
 mod workers;
@@ -20,6 +21,7 @@ use crate::error::BenchError;
 use crate::sys;
 
 pub use idle::{Idle, Quiet};
+pub use nics::Nics;
 pub use wake::Wake;
 pub use workers::Workers;
 
@@ -34,6 +36,8 @@ pub enum Part {
     Wake,
     /// Two queues on one worker, and on two.
     Workers,
+    /// A busy pair of NICs alone, and among many on a switch.
+    Nics,
 }
 
 /// A run of `ferry-bench scale`.
@@ -43,6 +47,8 @@ pub struct ScalePlan {
     pub server: PathBuf,
     /// Idle disks beside the busy one.
     pub disks: usize,
+    /// NICs on a switch, the busy pair among them.
+    pub nics: usize,
     /// Alternations.
     pub rounds: usize,
     /// Length of one measurement.
@@ -57,6 +63,9 @@ impl ScalePlan {
         let fail = |message: String| Err(BenchError::Usage(message));
         if self.disks == 0 || self.disks > 4000 {
             return fail(format!("--disks {} is not in 1 to 4000", self.disks));
+        }
+        if !(3..=1000).contains(&self.nics) {
+            return fail(format!("--nics {} is not in 3 to 1000", self.nics));
         }
         if self.rounds == 0 || self.rounds > 1000 {
             return fail(format!("--rounds {} is not in 1 to 1000", self.rounds));
@@ -82,6 +91,9 @@ pub struct Report {
     /// See [`Part::Workers`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<Workers>,
+    /// See [`Part::Nics`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nics: Option<Nics>,
 }
 
 /// Which core the server is on, and which the client; none where there is one for both.
@@ -134,6 +146,10 @@ pub fn run(plan: &ScalePlan, told: &mut dyn FnMut(&str)) -> Result<Report, Bench
                 sys::pin(&all).map_err(host("to use all cores"))?;
                 report.workers = Some(workers::measure(plan, all.len())?);
             }
+            Part::Nics => {
+                told("a busy pair of NICs, alone and among idle ones on a switch");
+                report.nics = Some(nics::among(plan, cores)?);
+            }
         }
     }
     Ok(report)
@@ -152,6 +168,9 @@ impl Report {
         lines.extend(self.wake.iter().map(Wake::line));
         if let Some(workers) = &self.workers {
             lines.push(workers.line());
+        }
+        if let Some(nics) = &self.nics {
+            lines.extend(nics.lines());
         }
         lines.join("\n")
     }

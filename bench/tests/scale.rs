@@ -45,9 +45,29 @@ fn scale_measures_idle_disks_waking_up_and_workers() {
 }
 
 #[test]
+fn scale_measures_a_busy_pair_of_nics_among_idle_ones() {
+    let Some(ferry) = ferry("scale_measures_a_busy_pair") else {
+        return;
+    };
+    let server = ["--server", ferry.to_str().unwrap()];
+    let size = ["--nics", "12", "--rounds", "2", "--seconds", "0.05"];
+    let output = scale(&[&server[..], &["--part", "nics", "--json"], &size].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nics = &report["nics"];
+    assert_eq!(nics["nics"], 12);
+    assert!(nics["alone_pps"]["min"].as_f64().unwrap() > 0.0);
+    assert!(nics["among_pps"]["min"].as_f64().unwrap() > 0.0);
+    assert!(nics["cost_percent"]["median"].as_f64().unwrap() < 100.0);
+    assert!(nics["idle_core_percent"].as_f64().is_some());
+    assert!(nics["descriptors_per_nic"].as_f64().unwrap() >= 3.0);
+}
+
+#[test]
 fn scale_wrong_usage_is_told() {
     for args in [
         &["--disks", "0"][..],
+        &["--nics", "2"],
         &["--disks", "100000"],
         &["--rounds", "0"],
         &["--seconds", "0"],

@@ -16,6 +16,8 @@ enum Named {
     Wake,
     /// Two queues on one worker, and on two
     Workers,
+    /// A busy pair of NICs alone, and among idle ones on a switch
+    Nics,
 }
 
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,9 @@ pub(super) struct Args {
     /// Idle disks beside the busy one
     #[arg(long, default_value_t = 1000)]
     disks: usize,
+    /// NICs on the switch, a busy pair among them
+    #[arg(long, default_value_t = 100)]
+    nics: usize,
     /// Alternations of what is compared
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -49,6 +54,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     let plan = ScalePlan {
         server: args.server.map_or_else(beside_us, Ok)?,
         disks: args.disks,
+        nics: args.nics,
         rounds: args.rounds,
         duration: super::seconds(args.seconds)?,
         parts: parts
@@ -58,6 +64,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
                 Named::Quiet => Part::Quiet,
                 Named::Wake => Part::Wake,
                 Named::Workers => Part::Workers,
+                Named::Nics => Part::Nics,
             })
             .collect(),
     };

@@ -104,6 +104,7 @@ pub(super) fn beside(plan: &ScalePlan, cores: Cores) -> Result<Idle, BenchError>
         queues: 1,
         core: cores.server,
         back: cores.client,
+        ..Shape::default()
     };
     let one = Server::start(&plan.server, &shape(1))?;
     let many = Server::start(&plan.server, &shape(1 + plan.disks))?;
@@ -154,7 +155,8 @@ pub(super) fn beside(plan: &ScalePlan, cores: Cores) -> Result<Idle, BenchError>
     })
 }
 
-fn share_of_a_core(server: &Server, time: Duration) -> Result<f64, BenchError> {
+/// What a server takes of a core, in percent.
+pub(super) fn share_of_a_core(server: &Server, time: Duration) -> Result<f64, BenchError> {
     std::thread::sleep(Duration::from_millis(500));
     let (before, began) = (server.cpu_ns()?, Instant::now());
     std::thread::sleep(time);
@@ -170,6 +172,7 @@ pub(super) fn quiet(plan: &ScalePlan, cores: Cores) -> Result<Quiet, BenchError>
         queues: 1,
         core: cores.server,
         back: cores.client,
+        ..Shape::default()
     };
     let server = Server::start(&plan.server, &shape)?;
     if let Some(core) = cores.client {

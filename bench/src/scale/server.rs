@@ -10,17 +10,27 @@ use crate::error::BenchError;
 use crate::sys;
 
 /// What a daemon is to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Shape<'a> {
     pub workers: usize,
     pub disks: usize,
     /// As `ferry disk add --path` takes it.
     pub disk: &'a str,
     pub queues: u16,
+    /// NICs of one switch.
+    pub nics: usize,
     /// The core it runs on.
     pub core: Option<usize>,
     /// The core of this thread, to come back to.
     pub back: Option<usize>,
+}
+
+impl Shape<'_> {
+    /// The address of a NIC.
+    pub fn mac(nic: usize) -> [u8; 6] {
+        let [.., high, low] = nic.to_be_bytes();
+        [0x52, 0x54, 0, 0, high, low]
+    }
 }
 
 /// What the kernel says of a process.
@@ -51,6 +61,13 @@ impl Server {
                 "[[disk]]\nid = \"d{at}\"\npath = {:?}\nnum_queues = {}\n",
                 shape.disk, shape.queues
             );
+        }
+        if shape.nics > 0 {
+            text += "[[switch]]\nname = \"lan\"\n";
+        }
+        for at in 0..shape.nics {
+            let mac = Shape::mac(at).map(|byte| format!("{byte:02x}")).join(":");
+            text += &format!("[[nic]]\nid = \"n{at}\"\nswitch = \"lan\"\nmac = \"{mac}\"\n");
         }
         let config = dir.path().join("ferry.toml");
         fs::write(&config, text).map_err(host("a file"))?;
@@ -97,6 +114,11 @@ impl Server {
 
     pub fn socket(&self, disk: usize) -> PathBuf {
         self.dir.path().join("run").join(format!("d{disk}.sock"))
+    }
+
+    pub fn nic_socket(&self, nic: usize) -> PathBuf {
+        let name = format!("nic-n{nic}.sock");
+        self.dir.path().join("run").join(name)
     }
 
     fn proc(&self, name: &str) -> PathBuf {

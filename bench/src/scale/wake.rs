@@ -44,6 +44,7 @@ pub(super) fn measure(plan: &ScalePlan, cores: Cores) -> Result<Vec<Wake>, Bench
         queues: 1,
         core: cores.server,
         back: cores.client,
+        ..Shape::default()
     };
     let server = Server::start(&plan.server, &shape)?;
     let mut client = Client::attach(&server.socket(0))?;

@@ -36,8 +36,7 @@ pub(super) fn measure(plan: &ScalePlan, cores: usize) -> Result<Workers, BenchEr
         disks: 1,
         disk: "memory:256M",
         queues: QUEUES,
-        core: None,
-        back: None,
+        ..Shape::default()
     };
     let servers = [
         Server::start(&plan.server, &shape(1))?,
