@@ -310,10 +310,13 @@ impl Daemon {
         for port in nic.device.ports() {
             port.set_limit(config.limit()).map_err(failed("nic", id))?;
         }
-        let up = !config.link_down;
-        nic.device.set_link(up).map_err(failed("nic", id))?;
+        let (device, up) = (nic.device.clone(), !config.link_down);
         nic.config = config;
-        let mut line = nic.line();
+        // The guest is told by way of its front-end, which nobody else waits for.
+        drop(nics);
+        device.set_link(up).map_err(failed("nic", id))?;
+        let nics = lock(&self.nics.nics);
+        let mut line = nics.get(id).ok_or_else(|| unknown(id))?.line();
         line["lasting"] = lasting.into();
         Ok(line)
     }
