@@ -152,6 +152,9 @@ pub const CAPTURE_TWINS: usize = 64;
 /// Addresses that are remembered of what a guest says of itself.
 pub const SPOKEN_ADDRESSES: usize = 16;
 
+/// Seconds for which they are. What a guest has not spoken of for longer may be another's by now.
+pub const SPOKEN_S: u32 = 600;
+
 /// Ports of one bridge.
 pub const PORTS_PER_BRIDGE: u16 = 1024;
 

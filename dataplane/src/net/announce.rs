@@ -7,14 +7,16 @@
 //! - An ARP announcement (RFC 5227, section 3) for each IPv4 address.
 //! - An unsolicited neighbour advertisement (RFC 4861, section 7.2.6) for each IPv6 address.
 //!
-//! The addresses are those that the guest has spoken of: in its own ARP, and in its own neighbour
-//! discovery. A guest that sends nothing of the kind is announced by RARP alone.
+//! The addresses are those that the guest has spoken of lately: in its own ARP, and in its own neighbour
+//! discovery, each with the station that it gave it, as a guest may have others behind it. One that another
+//! station speaks of since is that one's. A guest that sends nothing of the kind is announced by RARP
+//! alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
 use super::frame::{ETHER_TYPE_IPV6, ETHER_TYPE_VLAN, Mac, Start};
-use crate::limits::SPOKEN_ADDRESSES;
+use crate::limits::{SPOKEN_ADDRESSES, SPOKEN_S};
 
 const ETHER_TYPE_ARP: u16 = 0x0806;
 const ETHER_TYPE_RARP: u16 = 0x8035;
@@ -23,6 +25,7 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Ethernet has no shorter frames, its checksum not counted.
 const FRAME_BYTES_MIN: usize = 60;
+const SECOND_NS: u64 = 1_000_000_000;
 const IPV6_BYTES: usize = 40;
 
 /// Bytes of a frame that [`Spoken::learn`] wants to see, tags included.
@@ -33,15 +36,51 @@ pub const SPOKEN_BYTES: usize = 96;
 pub struct Address {
     /// The VLAN on which it spoke of it.
     pub vlan: Option<u16>,
+    /// The station that has it: the guest, or one behind it.
+    pub mac: Mac,
     /// The address.
     pub ip: IpAddr,
+    /// Seconds since it spoke of it.
+    pub age_s: u32,
 }
 
-/// The addresses that a guest has spoken of, the last [`SPOKEN_ADDRESSES`] of them.
+/// The addresses that a guest has spoken of, the last [`SPOKEN_ADDRESSES`] of them, and when.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Spoken(Vec<Address>);
+pub struct Spoken(Vec<(u64, Address)>);
+
+/// Who says to have an address, and on which VLAN.
+struct Claim {
+    vlan: Option<u16>,
+    mac: Mac,
+    ip: IpAddr,
+}
+
+impl Claim {
+    fn of(start: &Start, frame: &[u8]) -> Option<Claim> {
+        let packet = frame.get(start.bytes..)?;
+        let ip = match start.ether_type {
+            ETHER_TYPE_ARP => sender_of_arp(packet, start.source).map(IpAddr::V4),
+            ETHER_TYPE_IPV6 => sender_of_discovery(packet).map(IpAddr::V6),
+            _ => None,
+        };
+        Some(Claim {
+            vlan: start.vlan,
+            mac: start.source,
+            ip: ip?,
+        })
+    }
+
+    fn is_of(&self, other: &Address) -> bool {
+        (self.vlan, self.ip) == (other.vlan, other.ip)
+    }
+}
 
 impl Spoken {
+    /// Whether a frame may speak of an address, by what it carries.
+    pub fn may_concern(ether_type: u16) -> bool {
+        matches!(ether_type, ETHER_TYPE_ARP | ETHER_TYPE_IPV6)
+    }
+
     /// Whether a frame may speak of an address, by its first bytes.
     pub fn concerns(start: &Start, head: &[u8]) -> bool {
         match start.ether_type {
@@ -52,39 +91,61 @@ impl Spoken {
         }
     }
 
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Learns from a frame that the guest sends, of which at least the first [`SPOKEN_BYTES`] are given
     /// if it has them.
-    pub fn learn(&mut self, start: &Start, frame: &[u8]) {
-        let Some(packet) = frame.get(start.bytes..) else {
+    pub fn learn(&mut self, start: &Start, frame: &[u8], now_ns: u64) {
+        let Some(claim) = Claim::of(start, frame) else {
             return;
         };
-        let ip = match start.ether_type {
-            ETHER_TYPE_ARP => sender_of_arp(packet, start.source).map(IpAddr::V4),
-            ETHER_TYPE_IPV6 => sender_of_discovery(packet).map(IpAddr::V6),
-            _ => None,
-        };
-        let Some(ip) = ip else { return };
-        let address = Address {
-            vlan: start.vlan,
-            ip,
-        };
         // The one it spoke of last is the last.
-        self.0.retain(|other| *other != address);
+        self.0.retain(|(_, other)| !claim.is_of(other));
         if self.0.len() == SPOKEN_ADDRESSES {
             self.0.remove(0);
         }
-        self.0.push(address);
+        let Claim { vlan, mac, ip } = claim;
+        let age_s = 0;
+        self.0.push((
+            now_ns,
+            Address {
+                vlan,
+                mac,
+                ip,
+                age_s,
+            },
+        ));
     }
 
-    /// The addresses, the one it spoke of last at the end.
-    pub fn addresses(&self) -> &[Address] {
-        &self.0
+    /// Learns from one that another station sends, in the same way: an address that this has now is not
+    /// the guest's any more.
+    pub fn heard(&mut self, start: &Start, frame: &[u8]) {
+        if let Some(claim) = Claim::of(start, frame) {
+            self.0
+                .retain(|(_, other)| !claim.is_of(other) || claim.mac == other.mac);
+        }
     }
 
-    /// What it spoke of elsewhere.
-    pub fn replace(&mut self, addresses: &[Address]) {
-        self.0 = addresses.to_vec();
-        self.0.truncate(SPOKEN_ADDRESSES);
+    /// The addresses that it spoke of within the last [`SPOKEN_S`] seconds, the last at the end.
+    pub fn addresses(&self, now_ns: u64) -> Vec<Address> {
+        let aged = self.0.iter().map(|&(at_ns, address)| Address {
+            age_s: u32::try_from(now_ns.saturating_sub(at_ns) / SECOND_NS).unwrap_or(u32::MAX),
+            ..address
+        });
+        aged.filter(|it| it.age_s < SPOKEN_S).collect()
+    }
+
+    /// What it spoke of elsewhere, the last at the end.
+    pub fn replace(&mut self, addresses: &[Address], now_ns: u64) {
+        let first = addresses.len().saturating_sub(SPOKEN_ADDRESSES);
+        let spoken = addresses[first..].iter().map(|&it| {
+            let age_ns = u64::from(it.age_s) * SECOND_NS;
+            (now_ns.saturating_sub(age_ns), it)
+        });
+        self.0 = spoken.collect();
     }
 }
 
@@ -111,16 +172,17 @@ fn sender_of_discovery(packet: &[u8]) -> Option<Ipv6Addr> {
     (!ip.is_unspecified() && !ip.is_multicast()).then_some(ip)
 }
 
-/// The frames that announce a NIC.
+/// The frames that announce a NIC of that address, and the stations behind it.
 pub fn frames(mac: Mac, addresses: &[Address]) -> Vec<Vec<u8>> {
-    let mut frames = vec![rarp(mac, None)];
-    let mut vlans: Vec<u16> = addresses.iter().filter_map(|it| it.vlan).collect();
-    vlans.sort_unstable();
-    vlans.dedup();
-    frames.extend(vlans.into_iter().map(|vlan| rarp(mac, Some(vlan))));
-    frames.extend(addresses.iter().map(|address| match address.ip {
-        IpAddr::V4(ip) => announcement(mac, address.vlan, ip),
-        IpAddr::V6(ip) => advertisement(mac, address.vlan, ip),
+    let spoken = addresses.iter().map(|it| (it.vlan, it.mac.0));
+    let mut stations: Vec<_> = spoken.chain([(None, mac.0)]).collect();
+    stations.sort_unstable();
+    stations.dedup();
+    let stations = stations.into_iter();
+    let mut frames: Vec<_> = stations.map(|(vlan, mac)| rarp(Mac(mac), vlan)).collect();
+    frames.extend(addresses.iter().map(|it| match it.ip {
+        IpAddr::V4(ip) => announcement(it.mac, it.vlan, ip),
+        IpAddr::V6(ip) => advertisement(it.mac, it.vlan, ip),
     }));
     frames
 }

@@ -18,7 +18,7 @@ pub const STATE_FRAME_BYTES_MAX: usize = 32 * 1024;
 /// The longest frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 65_550;
 /// What of a guest's addresses is carried.
-const ADDRESSES_MAX: usize = 64;
+pub const ADDRESSES_MAX: usize = 64;
 /// Words of a bitmap of VLANs.
 const VLAN_WORDS: usize = 64;
 const MACS_MAX: usize = 1024;
@@ -111,7 +111,7 @@ pub fn check_net(net: &NetV1) -> Result<(), SchemaError> {
     if !net
         .addresses
         .iter()
-        .all(|it| vlan(it.vlan) && !is_group(it.ip))
+        .all(|it| vlan(it.vlan) && !is_group(it.ip) && it.mac[0] & 1 == 0)
     {
         return Err(invalid("an address that no guest has".into()));
     }

@@ -21,7 +21,7 @@ pub struct NetV1 {
     pub link_up: bool,
     /// What the guest set by the control queue; `None` where the VMM keeps that queue to itself.
     pub control: Option<ControlV1>,
-    /// Addresses that the guest has spoken of.
+    /// Addresses that the guest has spoken of, the last at the end.
     pub addresses: Vec<AddressV1>,
     /// What went through it.
     pub counters: CountersV1,
@@ -51,8 +51,12 @@ pub struct ControlV1 {
 pub struct AddressV1 {
     /// On which VLAN.
     pub vlan: Option<u16>,
+    /// The station that has it.
+    pub mac: [u8; 6],
     /// The address.
     pub ip: IpAddr,
+    /// Seconds since the guest spoke of it.
+    pub age_s: u32,
 }
 
 /// Frames and bytes since the NIC was made, on whatever host.

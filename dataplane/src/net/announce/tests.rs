@@ -7,15 +7,19 @@ fn learned(frames: &[Vec<u8>]) -> Vec<Address> {
     for frame in frames {
         let start = Start::parse(frame).unwrap();
         if Spoken::concerns(&start, frame) {
-            spoken.learn(&start, &frame[..frame.len().min(SPOKEN_BYTES)]);
+            spoken.learn(&start, &frame[..frame.len().min(SPOKEN_BYTES)], 0);
         }
     }
-    spoken.addresses().to_vec()
+    spoken.addresses(0)
 }
 
 fn address(ip: &str, vlan: Option<u16>) -> Address {
-    let ip = ip.parse().unwrap();
-    Address { vlan, ip }
+    Address {
+        vlan,
+        mac: GUEST,
+        ip: ip.parse().unwrap(),
+        age_s: 0,
+    }
 }
 
 /// What a NIC announces tells its addresses to whoever listens, this module included.
@@ -92,4 +96,69 @@ fn what_was_spoken_of_last_is_remembered() {
     assert_eq!(learned.len(), SPOKEN_ADDRESSES);
     assert_eq!(learned[0], address("10.0.0.5", None));
     assert_eq!(learned[15], address("10.0.0.10", None));
+}
+
+#[test]
+fn a_station_behind_the_guest_is_announced_as_itself() {
+    const NESTED: Mac = Mac([2, 0, 0, 0, 0, 9]);
+    let behind = Address {
+        mac: NESTED,
+        ..address("10.0.0.9", None)
+    };
+    let frames = frames(GUEST, &[address("10.0.0.7", None), behind]);
+    let sources = frames.iter().map(|it| Start::parse(it).unwrap());
+    let sources: Vec<_> = sources.map(|it| (it.ether_type, it.source)).collect();
+    let wanted = [ETHER_TYPE_RARP, ETHER_TYPE_ARP].map(|it| [(it, GUEST), (it, NESTED)]);
+    assert_eq!(sources, wanted.concat());
+    assert_eq!(learned(&frames)[1], behind);
+}
+
+#[test]
+fn an_address_that_went_to_another_station_is_forgotten() {
+    const OTHER: Mac = Mac([2, 0, 0, 0, 0, 9]);
+    let mut spoken = Spoken::default();
+    spoken.replace(
+        &[
+            address("10.0.0.7", None),
+            address("10.0.0.8", None),
+            address("fd00::7", None),
+        ],
+        0,
+    );
+    let mut hear = |frame: Vec<u8>| {
+        spoken.heard(&Start::parse(&frame).unwrap(), &frame);
+        spoken.addresses(0).len()
+    };
+    // Its own, by way of another host; and on another VLAN.
+    assert_eq!(
+        hear(announcement(GUEST, None, Ipv4Addr::new(10, 0, 0, 7))),
+        3
+    );
+    assert_eq!(
+        hear(announcement(OTHER, Some(3), Ipv4Addr::new(10, 0, 0, 7))),
+        3
+    );
+    assert_eq!(
+        hear(announcement(OTHER, None, Ipv4Addr::new(10, 0, 0, 7))),
+        2
+    );
+    assert_eq!(
+        hear(advertisement(OTHER, None, "fd00::7".parse().unwrap())),
+        1
+    );
+    assert_eq!(spoken.addresses(0), [address("10.0.0.8", None)]);
+}
+
+#[test]
+fn what_was_spoken_of_long_ago_is_not_announced() {
+    let of = |age_s| Address {
+        age_s,
+        ..address("10.0.0.7", None)
+    };
+    let mut spoken = Spoken::default();
+    // Its age is carried from host to host.
+    spoken.replace(&[of(SPOKEN_S - 10)], 7_000 * SECOND_NS);
+    let aged = spoken.addresses(7_005 * SECOND_NS);
+    assert_eq!(aged, [of(SPOKEN_S - 5)]);
+    assert_eq!(spoken.addresses(7_010 * SECOND_NS), []);
 }

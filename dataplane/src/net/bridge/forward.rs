@@ -44,6 +44,25 @@ pub(super) enum Sent {
     Lent,
 }
 
+impl Guest {
+    /// Another station may have said that it has an address of the guest's.
+    fn hear(&mut self, frame: &Frame<'_>) {
+        let mut bytes = [0; SPOKEN_BYTES];
+        // It says so to all.
+        frame.bytes.start(&mut bytes[..1]);
+        if bytes[0] & 1 == 0 {
+            return;
+        }
+        let known = frame.bytes.start(&mut bytes).min(frame.len);
+        let head = &bytes[..known];
+        if let Some(start) = Start::parse(head)
+            && Spoken::concerns(&start, head)
+        {
+            self.spoken.heard(&start, head);
+        }
+    }
+}
+
 impl Bridge {
     /// Takes what a port has and sends it on; true when there was something.
     pub(super) fn take_from(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
@@ -200,7 +219,7 @@ impl Bridge {
         if Spoken::concerns(&addresses, head) {
             let mut start = [0; SPOKEN_BYTES];
             let known = bytes.copy_out(0, &mut start).min(taken.len);
-            guest.spoken.learn(&addresses, &start[..known]);
+            guest.spoken.learn(&addresses, &start[..known], self.now_ns);
         }
         let passed_on = taken.header.as_ref().map(Header::passed_on);
         let frame = Frame {
@@ -340,6 +359,9 @@ impl Bridge {
                 return;
             }
             used = gate.rx_queues.into();
+        }
+        if !guest.spoken.is_empty() && Spoken::may_concern(frame.ether_type) {
+            guest.hear(frame);
         }
         let used = used.min(guest.rx.len());
         let rx = &mut guest.rx[..used];
