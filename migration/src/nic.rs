@@ -29,5 +29,7 @@ mod source;
 pub use destination::receive;
 pub use source::{NicHandle, NicParams, NicPhase, NicStatus, start};
 
-/// Bytes of frames in one message.
+/// Bytes of frames in one message, each with what is said of it.
 const BATCH_BYTES: usize = 48 * 1024;
+/// What is said of one, at most.
+const FRAME_META_BYTES: usize = 64;

@@ -70,6 +70,16 @@ impl Nic {
         self.tx.commit().unwrap();
     }
 
+    /// A frame that is shorter than any on a wire.
+    fn send_short(&mut self, to: [u8; 6], from: [u8; 6], number: u32) {
+        let began = Instant::now();
+        while self.tx.reclaim().unwrap() == 0 {
+            assert!(began.elapsed() < PATIENCE, "nothing is taken");
+        }
+        assert!(self.tx.put_frame(&numbered(to, from, number)[..18]));
+        self.tx.commit().unwrap();
+    }
+
     fn send(&mut self, to: [u8; 6], from: [u8; 6], number: u32) {
         self.send_frame(&numbered(to, from, number));
     }
@@ -530,4 +540,99 @@ fn a_nic_that_does_not_fit_is_refused() {
     start(a, "g").refused(&["a guest runs on the NIC there"]);
     a.run(&["migrate", "nic", "g", "--to", "127.0.0.1:1"])
         .refused(&["cannot connect"]);
+}
+
+#[test]
+fn many_short_frames_cross() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    for number in 0..3000 {
+        world.stations[0].send_short(GUEST, PEER, number);
+    }
+    world.guest.start_at(there, &bases);
+    assert_eq!(world.guest.numbers(3000), (0..3000).collect::<Vec<_>>());
+}
+
+/// Before the state is there nobody can tell it from the machine that moves.
+#[test]
+fn a_machine_that_boots_where_another_is_to_arrive_waits() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let mut stranger = Nic::at(&socket(&world.hosts[1], "g"));
+    world.send(1, 900..903);
+    stranger.rests();
+    world.send(0, 1..5);
+    assert_eq!(world.guest.numbers(4), [1, 2, 3, 4]);
+    assert_eq!(world.leaving(0)["phase"], "ready");
+    world.stations[1].poll();
+    assert_eq!(world.stations[1].take(RARP).len(), 0);
+    // The other does not come: the NIC is its own.
+    world.hosts[0]
+        .run(&["migrate", "cancel", "--nic", "g"])
+        .ok();
+    eventually("it is served", || {
+        world.stations[1].send(GUEST, PEER, 7);
+        stranger.poll();
+        !stranger.take(TYPE).is_empty()
+    });
+}
+
+#[test]
+fn a_move_that_is_called_off_and_begun_again_at_once_arrives() {
+    let mut world = World::new();
+    for _ in 0..5 {
+        world.announce(0, 1);
+        world.hosts[0]
+            .run(&["migrate", "cancel", "--nic", "g"])
+            .ok();
+    }
+    world.moves(0, 1, 1..30);
+    world.wait_phase(0, "moved");
+}
+
+/// No ring says where it is.
+#[test]
+fn a_machine_without_a_driver_moves_on() {
+    let mut world = World::new();
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    let state = world.guest.vmm.save_state().unwrap();
+    drop(std::mem::replace(&mut world.guest.vmm, there));
+    world.guest.vmm.load_state(&state).unwrap();
+    world.announce(1, 0);
+    let mut back = world.connect(0);
+    let state = world.guest.vmm.save_state().unwrap();
+    back.load_state(&state).unwrap();
+    world.guest.start_at(back, &bases);
+    world.send(0, 1..5);
+    assert_eq!(world.guest.numbers(4), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_nic_on_which_a_machine_stands_still_is_not_awaited() {
+    let world = World::new();
+    let mut other = Nic::at(&socket(&world.hosts[1], "g"));
+    other.vmm.stop().unwrap();
+    let peer = world.hosts[1].peer();
+    world.hosts[0]
+        .run(&["migrate", "nic", "g", "--to", &peer])
+        .refused(&["stands still"]);
+}
+
+/// A guest's address that has gone to another station is not announced as the guest's.
+#[test]
+fn what_another_station_has_by_now_is_not_announced() {
+    let mut world = World::new();
+    world.guest.send_frame(&arp(GUEST, [10, 0, 0, 8]));
+    world.stations[0].send_frame(&arp(PEER, [10, 0, 0, 7]));
+    world.moves(0, 1, 1..3);
+    eventually("it is announced", || {
+        world.stations[1].poll();
+        let arps = world.stations[1].take(ARP);
+        let spoken: Vec<_> = arps.iter().map(|it| it[28..32].to_vec()).collect();
+        assert!(!spoken.contains(&vec![10, 0, 0, 7]));
+        spoken.contains(&vec![10, 0, 0, 8])
+    });
 }

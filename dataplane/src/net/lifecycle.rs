@@ -11,6 +11,8 @@
 //!     stay       nothing is told any more
 //! ```
 //!
+//! An arrival has a number: what is said of one that another has taken the place of is void.
+//!
 //! A guest that goes on at the source has what was kept for it there, first; [`Told::Resumed`] says so, and
 //! the destination forgets what it was delivered ([`NicLifecycle::arrive`] again, or
 //! [`NicLifecycle::void`]).
@@ -70,22 +72,31 @@ pub trait NicLifecycle: Send + Sync {
     /// has taken leave anew since, or is to arrive.
     fn stay(&self, leave: u64);
 
-    /// The NIC is to arrive here. Refused while a guest runs on it.
-    fn arrive(&self, activated: ActivatedHook) -> Result<(), LifecycleError>;
+    /// Whether a front-end is attached.
+    fn is_attached(&self) -> bool;
 
-    /// Whether the guest of the device of that `origin` runs here already: only what the source still
+    /// The NIC is to arrive here, by the move of that number. Refused while a guest is on it. Its rings
+    /// wait until its state has come. The answer is the arrival's number.
+    fn arrive(&self, moving: u128, activated: ActivatedHook) -> Result<u64, LifecycleError>;
+
+    /// The arrival by the move of that number, if its guest has run here: only what the source still
     /// keeps is to come.
-    fn has_arrived(&self, origin: u64) -> bool;
+    fn has_arrived(&self, moving: u128) -> Option<u64>;
 
     /// Takes the state over. May be repeated, by another way too: a frame is taken once.
-    fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError>;
+    fn import(&self, arrival: u64, envelope: &[u8]) -> Result<(), LifecycleError>;
 
     /// Frames of the device of that `origin`, in their order. Those that were delivered before are passed over.
-    fn deliver(&self, origin: u64, frames: Vec<PortFrame>) -> Result<(), LifecycleError>;
+    fn deliver(
+        &self,
+        arrival: u64,
+        origin: u64,
+        frames: Vec<PortFrame>,
+    ) -> Result<(), LifecycleError>;
 
     /// No more frames will be delivered that have to be first. A straggler still may be.
-    fn settle(&self);
+    fn settle(&self, arrival: u64);
 
     /// It does not arrive: forgets what was imported and delivered.
-    fn void(&self);
+    fn void(&self, arrival: u64);
 }

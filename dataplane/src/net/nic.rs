@@ -188,6 +188,12 @@ impl NicPort {
         })
     }
 
+    /// What is kept is for nobody. What comes is kept as before.
+    pub fn drop_kept(&self) -> Result<(), LifecycleError> {
+        let port = self.port;
+        self.bridge.tell(move |bridge| bridge.drop_kept(port))
+    }
+
     /// What is kept for the guest, and stays so.
     pub fn in_hand(&self) -> Result<Vec<Captured>, LifecycleError> {
         let port = self.port;

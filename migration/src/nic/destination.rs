@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -28,12 +28,19 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
     let session = Session {
         nic: &nic,
         origin,
+        moving: hello.migration.0.as_u128(),
+        arrival: AtomicU64::new(0),
         words,
         activated: Arc::default(),
     };
-    let arrived = nic.has_arrived(origin);
-    if let (false, Err(why)) = (arrived, session.await_guest()) {
-        return refuse(&mut stream, why);
+    let arrived = nic.has_arrived(session.moving);
+    match arrived {
+        Some(arrival) => session.arrival.store(arrival, Ordering::Relaxed),
+        None => {
+            if let Err(why) = session.await_guest() {
+                return refuse(&mut stream, why);
+            }
+        }
     }
     let voice = stream.try_clone().and_then(|stream| {
         thread::Builder::new()
@@ -42,7 +49,7 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
     });
     tracing::info!(nic = %hello.nic, migration = %hello.migration, "a NIC is awaited");
     session.say(Message::NicReady);
-    if arrived {
+    if arrived.is_some() {
         session.activated.store(true, Ordering::Release);
         session.say(Message::NicActivated);
     }
@@ -103,6 +110,9 @@ enum Ended {
 struct Session<'a> {
     nic: &'a Arc<dyn NicLifecycle>,
     origin: u64,
+    /// The move's number, and the arrival's.
+    moving: u128,
+    arrival: AtomicU64,
     words: Sender<Message>,
     activated: Arc<AtomicBool>,
 }
@@ -115,11 +125,18 @@ impl Session<'_> {
 
     fn await_guest(&self) -> Result<(), String> {
         let (words, activated) = (self.words.clone(), self.activated.clone());
-        let arrived = self.nic.arrive(Box::new(move || {
+        let hook = move || {
             activated.store(true, Ordering::Release);
             let _ = words.try_send(Message::NicActivated);
-        }));
-        arrived.map_err(|error| error.to_string())
+        };
+        let arrival = self.nic.arrive(self.moving, Box::new(hook));
+        let arrival = arrival.map_err(|error| error.to_string())?;
+        self.arrival.store(arrival, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn arrival(&self) -> u64 {
+        self.arrival.load(Ordering::Relaxed)
     }
 
     fn run(&self, stream: &TcpStream) -> Result<(), Ended> {
@@ -139,7 +156,7 @@ impl Session<'_> {
                 // The VMM may have brought it, and begun.
                 if !self.activated.load(Ordering::Acquire) {
                     self.nic
-                        .import(&state.device_state)
+                        .import(self.arrival(), &state.device_state)
                         .map_err(|error| no(&error))?;
                 }
                 self.say(Message::NicTaken);
@@ -149,12 +166,12 @@ impl Session<'_> {
                     check_frame(frame).map_err(|error| no(&error))?;
                 }
                 let frames = frames.into_iter().map(port_frame).collect();
-                let delivered = self.nic.deliver(self.origin, frames);
+                let delivered = self.nic.deliver(self.arrival(), self.origin, frames);
                 delivered.map_err(|error| no(&error))?;
             }
-            Message::NicFence => self.nic.settle(),
+            Message::NicFence => self.nic.settle(self.arrival()),
             Message::NicResumed => {
-                self.nic.void();
+                self.nic.void(self.arrival());
                 self.await_guest().map_err(Ended::Refused)?;
             }
             Message::NicDone => return Err(Ended::Done),
@@ -172,23 +189,23 @@ impl Session<'_> {
         match ended {
             Err(Ended::Done) if !activated => {
                 tracing::info!(nic = %hello.nic, "a NIC does not come");
-                self.nic.void();
+                self.nic.void(self.arrival());
             }
             Err(Ended::Refused(why)) => {
                 tracing::warn!(nic = %hello.nic, why, "an incoming NIC is refused");
                 if activated {
-                    self.nic.settle();
+                    self.nic.settle(self.arrival());
                 } else {
-                    self.nic.void();
+                    self.nic.void(self.arrival());
                 }
                 self.say(refused(why));
             }
             Err(Ended::Lost(why)) if !activated => {
                 // Its VMM may go on all the same, and the source may connect again.
                 tracing::warn!(nic = %hello.nic, why, "the link to a NIC's source is lost");
-                self.nic.settle();
+                self.nic.settle(self.arrival());
             }
-            _ => self.nic.settle(),
+            _ => self.nic.settle(self.arrival()),
         }
     }
 }

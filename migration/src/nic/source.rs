@@ -13,7 +13,7 @@ use ferry_dataplane::limits::MOVE_CAPTURE_FRAMES;
 use ferry_dataplane::net::lifecycle::{NicEvent, NicLifecycle, PortFrame, Told};
 use serde::Serialize;
 
-use super::BATCH_BYTES;
+use super::{BATCH_BYTES, FRAME_META_BYTES};
 use crate::codec::{Message, NicFrames, NicHello, NicState, encode, read_frame, write_message};
 use crate::ids::{DaemonId, MigrationId, NicId};
 use crate::schema::net::frame_v1;
@@ -23,6 +23,9 @@ use crate::transport::{self, ANSWER_PATIENCE, FRAME_PATIENCE, HEARTBEAT, Paced};
 /// How long frames are passed on after the guest runs at the destination. Switches have learned of it
 /// by then, and what was under way has arrived.
 const LINGER: Duration = Duration::from_secs(3);
+/// How long a destination is looked for that was there once, when the machine is not here any more:
+/// nobody waits for what is kept by then.
+const GIVE_UP: Duration = Duration::from_secs(120);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events of a port that may wait to be sent: all frames that it keeps, with room for the others.
@@ -123,6 +126,7 @@ pub fn start(params: NicParams) -> std::io::Result<NicHandle> {
         shared: shared.clone(),
         cancelled,
         met: false,
+        lost: None,
         leave: None,
         stopped: None,
         activated: None,
@@ -171,6 +175,8 @@ struct Mover {
     cancelled: Receiver<()>,
     /// The destination has consented once: a lost link is tried again.
     met: bool,
+    /// Since when its link is lost.
+    lost: Option<Instant>,
     /// The last time that the device was told to leave.
     leave: Option<u64>,
     /// When the rings stopped.
@@ -193,7 +199,9 @@ impl Mover {
                 }
                 End::Cancelled => break (NicPhase::Cancelled, None),
                 End::Refused(why) => break (NicPhase::Failed, Some(why)),
-                End::Lost(why) if !self.met => break (NicPhase::Failed, Some(why)),
+                End::Lost(why) if !self.met || self.gives_up() => {
+                    break (NicPhase::Failed, Some(why));
+                }
                 End::Lost(why) => {
                     tracing::warn!(nic = %self.params.id, why, "a NIC's move lost its link; trying again");
                     self.shared.set(|status| {
@@ -214,6 +222,12 @@ impl Mover {
             .set(|status| (status.phase, status.reason) = (phase, reason));
     }
 
+    /// Whether it has looked long enough for the destination.
+    fn gives_up(&mut self) -> bool {
+        let lost = *self.lost.get_or_insert_with(Instant::now);
+        lost.elapsed() > GIVE_UP && !self.params.nic.is_attached()
+    }
+
     fn converse(&mut self) -> End {
         let mut stream = match transport::connect(&self.params.peer) {
             Ok(stream) => stream,
@@ -224,7 +238,7 @@ impl Mover {
         if let Err(end) = self.greet(&mut stream) {
             return end;
         }
-        self.met = true;
+        (self.met, self.lost) = (true, None);
         let (told_to, told) = bounded(self.params.nic.ports().max(1) * PORT_EVENTS_MAX);
         match self.params.nic.leave(told_to) {
             Ok(leave) => self.leave = Some(leave),
@@ -329,11 +343,12 @@ impl Mover {
         for event in std::iter::once(first).chain(told.try_iter()) {
             match event {
                 NicEvent::Told(port, Told::Frame(frame)) => {
-                    if bytes + frame.bytes.len() > BATCH_BYTES {
+                    let len = frame.bytes.len() + FRAME_META_BYTES;
+                    if bytes + len > BATCH_BYTES {
                         self.send(stream, std::mem::take(&mut batch))?;
                         bytes = 0;
                     }
-                    bytes += frame.bytes.len();
+                    bytes += len;
                     batch.push(PortFrame { port, frame });
                 }
                 NicEvent::Told(_, Told::Resumed) => {
@@ -424,6 +439,16 @@ impl Mover {
 
     /// The guest runs there, announced: what was kept goes there before anything else does.
     fn activated(&mut self, stream: &mut TcpStream, told: &Receiver<NicEvent>) -> Result<(), End> {
+        // The news that its guest stands still here may be on their way yet.
+        if let Ok(first) = told.try_recv() {
+            self.pass_on(stream, first, told)?;
+        }
+        if self.stopped.is_none() {
+            return Err(End::Refused(format!(
+                "{} says that a machine runs on the NIC there, while its guest runs here; stop one of them",
+                self.params.peer
+            )));
+        }
         let now = Instant::now();
         self.activated = Some(now);
         let blackout = self.stopped.map(|at| now.duration_since(at));
@@ -445,7 +470,7 @@ fn lost(error: impl std::fmt::Display) -> End {
 }
 
 fn say(stream: &mut TcpStream, message: &Message) -> Result<(), End> {
-    let frame = encode(message, 0).map_err(lost)?;
+    let frame = encode(message, 0).map_err(|error| End::Refused(error.to_string()))?;
     stream.write_all(&frame).map_err(lost)
 }
 

@@ -202,7 +202,7 @@ impl<K: Kind> Device<K> {
     pub(super) fn disconnect(&self) {
         let mut state = self.state();
         self.forget_driver(&mut state);
-        state.connected = false;
+        (state.connected, state.has_run) = (false, false);
         state.memory = Arc::default();
         state.log = None;
         state.inflight = None;

@@ -64,7 +64,7 @@ impl<K: Kind> Device<K> {
 
     /// Starts the rings for which everything is known. What is not yet there is not an error: the
     /// order of a front-end's messages is its own.
-    pub(super) fn start_what_can(&self, state: &mut State<K>) -> Result<(), Refusal> {
+    pub(crate) fn start_what_can(&self, state: &mut State<K>) -> Result<(), Refusal> {
         for at in 0..state.rings.len() {
             let ring = &state.rings[at];
             if !ring.running
@@ -145,6 +145,7 @@ impl<K: Kind> Device<K> {
         }
         self.kind.start(state, at, self.ring_name(at), vring)?;
         (state.rings[at].running, state.rings[at].ran) = (true, true);
+        state.has_run = true;
         state.departed = None;
         tracing::debug!(device = self.kind.name(), queue = at, base, "ring started");
         Ok(())

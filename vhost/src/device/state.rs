@@ -57,6 +57,8 @@ pub(super) struct Departed {
 pub struct State<K: Kind> {
     /// There is a front-end.
     pub(crate) connected: bool,
+    /// A ring has run since it came.
+    pub(crate) has_run: bool,
     pub(crate) features: u64,
     pub(crate) rings: Vec<Ring>,
     pub(super) memory: Arc<MemoryMap>,
@@ -75,6 +77,7 @@ impl<K: Kind> State<K> {
     pub(super) fn new(num_queues: u16, own: K::Own) -> State<K> {
         State {
             connected: false,
+            has_run: false,
             features: 0,
             rings: (0..num_queues).map(|_| Ring::default()).collect(),
             memory: Arc::default(),
@@ -99,6 +102,12 @@ impl<K: Kind> State<K> {
             Some(departed) => (departed.features, &departed.rings),
             None => (self.features, &self.rings),
         }
+    }
+
+    /// Where a ring of the machine stood whose front-end is gone.
+    pub(crate) fn left_at(&self, at: usize) -> Option<u16> {
+        let departed = self.departed.as_ref()?;
+        departed.rings.get(at).map(|ring| ring.base)
     }
 
     pub(crate) fn has(&self, feature: u64) -> bool {

@@ -27,7 +27,7 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
 };
 
-use super::arrival::Arrival;
+use super::arrival::{Arrival, Fit};
 use super::config::{self, NetOptions, NetOptionsError, feature};
 use super::control::ring::ControlRing;
 use super::control::standing::Standing;
@@ -79,7 +79,7 @@ pub struct Net {
     control: Mutex<Option<ControlRing>>,
     /// Names this device, since it was made, to whom its frames go.
     pub(super) origin: u64,
-    arrival: Mutex<Arrival>,
+    arrival: Arc<Mutex<Arrival>>,
     carried: Mutex<Carried>,
 }
 
@@ -130,7 +130,7 @@ impl NetDevice {
             options,
             attachment,
             origin: RandomState::new().build_hasher().finish(),
-            arrival: Mutex::default(),
+            arrival: Arc::default(),
             carried: Mutex::default(),
         };
         Ok(Device::without_front_end(kind, Own::default()))
@@ -210,6 +210,22 @@ impl Net {
                 tracing::warn!(device = %self.name, %error, "what was captured is kept");
             }
         }
+    }
+
+    /// A driver that begins anew is not the one whose addresses are known; and what waits for the
+    /// machine that was here last is not for another.
+    fn forget_others(&self, state: &State<Net>, at: usize, ring: &Vring) -> Result<(), Refusal> {
+        let base = ring.next_avail();
+        let other = state.left_at(at).is_some_and(|left| left != base);
+        for port in self.attachment.guests() {
+            if other {
+                port.drop_kept()?;
+            }
+            if base == 0 {
+                port.set_spoken(Vec::new())?;
+            }
+        }
+        Ok(())
     }
 
     fn way(&self, at: usize) -> Way {
@@ -321,15 +337,20 @@ impl Kind for Net {
     }
 
     fn may_start(&self, at: usize, base: u16) -> bool {
-        let expected = self.arrival().fits(at, base);
-        if !expected {
-            tracing::error!(
+        let fit = self.arrival().fits(at, base);
+        match fit {
+            Fit::Yes => {}
+            Fit::NotYet => tracing::info!(
+                device = %self.name, queue = at,
+                "the ring waits for the state of the machine that is to arrive"
+            ),
+            Fit::No => tracing::error!(
                 device = %self.name, queue = at, base,
                 "the ring does not begin where the NIC's state says it stopped: this is not the machine \
                  that the NIC came with, and it is not served"
-            );
+            ),
         }
-        expected
+        fit == Fit::Yes
     }
 
     fn start(
@@ -343,14 +364,20 @@ impl Kind for Net {
         match self.way(at) {
             Way::Rx(pair) => {
                 self.set_tap_offloads(rules.takes)?;
+                if !self.arrival().is_pending() {
+                    self.forget_others(state, at, &ring)?;
+                }
                 let (port, queue) = self.port(pair);
                 port.capture(true)?;
                 port.start_rx(queue, Box::new(RxVring::new(name, ring, rules)))?;
-                let mac = Mac(self.options.mac.unwrap_or_default());
-                let arrived = self.arrival().activate(&self.name, mac, &self.attachment);
-                // Besides what its host says of it.
-                if arrived && self.standing.announce() {
-                    state.tell_config_changed(&self.name);
+                let announcer = self.arrival().activate();
+                if let Some(announcer) = announcer {
+                    let now = self.standing.now();
+                    announcer.start(&self.name, Mac(now.mac), &self.attachment, &self.arrival);
+                    // Besides what its host says of it.
+                    if self.standing.announce() || !now.link_up {
+                        state.tell_config_changed(&self.name);
+                    }
                 }
             }
             Way::Tx(pair) => {
@@ -433,6 +460,7 @@ impl Kind for Net {
     }
 
     fn reset(&self, _state: &mut State<Net>) {
+        self.arrival().was_reset();
         self.place_control(0);
         if let Err(error) = self.standing.reset() {
             tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
@@ -459,7 +487,7 @@ impl Kind for Net {
         let mut arrival = self.arrival();
         arrival.is_here();
         if arrival.is_abandoned() {
-            self.does_not_arrive(&mut arrival);
+            self.does_not_arrive(state, &mut arrival);
         } else if state.own.told.is_none() && !arrival.is_pending() {
             self.drop_captured();
         }

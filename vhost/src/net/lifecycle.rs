@@ -7,7 +7,9 @@ use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::filter::{MacTable, RxMode};
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::lifecycle::{ActivatedHook, Captured, NicEvent, NicLifecycle, PortFrame};
-use ferry_migration::schema::net::{NetState, STATE_FRAME_BYTES_MAX, frame_v1, port_frame};
+use ferry_migration::schema::net::{
+    ADDRESSES_MAX, NetState, STATE_FRAME_BYTES_MAX, frame_v1, port_frame,
+};
 use ferry_migration::schema::net_v1::{AddressV1, ControlV1, CountersV1, NetV1};
 use ferry_migration::schema::queue_v1::QueueV1;
 
@@ -126,9 +128,27 @@ fn settings(it: &ControlV1) -> ControlSettings {
 
 impl Net {
     /// What was imported and delivered is nobody's.
-    pub(super) fn does_not_arrive(&self, arrival: &mut arrival::Arrival) {
-        *arrival = arrival::Arrival::default();
+    pub(super) fn does_not_arrive(&self, state: &State<Net>, arrival: &mut arrival::Arrival) {
         self.drop_captured();
+        if arrival.is_imported()
+            && let Err(error) = self.forget_imported(state)
+        {
+            tracing::warn!(device = %self.name(), %error, "a guest that did not arrive has left its settings");
+        }
+        arrival.end();
+    }
+
+    fn forget_imported(&self, state: &State<Net>) -> Result<(), LifecycleError> {
+        *self.carried() = Carried::default();
+        for port in self.attachment.guests() {
+            port.set_spoken(Vec::new())?;
+        }
+        self.standing.reset()?;
+        // What a front-end that waits here has said holds.
+        if state.connected {
+            self.standing.negotiated(state.features, false)?;
+        }
+        Ok(())
     }
 
     fn totals(&self) -> PortTotals {
@@ -148,32 +168,35 @@ impl Net {
 
     /// The device without its queues.
     fn net_v1(&self, state: &State<Net>) -> Result<NetV1, LifecycleError> {
-        let mut addresses = Vec::new();
-        for port in self.attachment.guests() {
-            for Address { vlan, ip } in port.spoken()? {
-                let address = AddressV1 { vlan, ip };
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-        }
+        let addresses = arrival::spoken(&self.attachment)?;
+        let first = addresses.len().saturating_sub(ADDRESSES_MAX);
+        let address = |it: &Address| AddressV1 {
+            vlan: it.vlan,
+            mac: it.mac.0,
+            ip: it.ip,
+            age_s: it.age_s,
+        };
         Ok(NetV1 {
             origin: self.origin,
             mac: self.options.mac.unwrap_or_default(),
             mtu: self.options.mtu.unwrap_or_default(),
             queue_pairs: self.options.queue_pairs,
-            acked_features: state.machine().0,
+            acked_features: self.machine(state).0,
             link_up: self.standing.link_is_up(),
             control: self.standing.settings().map(|(_, it)| control_v1(&it)),
-            addresses,
+            addresses: addresses[first..].iter().map(address).collect(),
             counters: Totals(self.totals()).to_v1(),
         })
     }
 
-    fn queues_v1(&self, state: &State<Net>) -> Vec<QueueV1> {
+    /// Features and rings of the machine that drives the NIC, did so last, or has yet to begin.
+    fn machine(&self, state: &State<Net>) -> (u64, Vec<QueueV1>) {
+        if let Some(machine) = self.arrival().machine() {
+            return machine.clone();
+        }
         let (features, rings) = state.machine();
         let rings = (0u16..).zip(rings);
-        rings
+        let queues = rings
             .map(|(index, ring)| QueueV1 {
                 index,
                 size: ring.reported_size(),
@@ -182,7 +205,8 @@ impl Net {
                 enabled: ring.enabled,
                 event_idx: features & common::EVENT_IDX != 0,
             })
-            .collect()
+            .collect();
+        (features, queues)
     }
 
     pub(super) fn frames_in_hand(&self) -> Result<Vec<PortFrame>, LifecycleError> {
@@ -209,7 +233,7 @@ impl Net {
             room = left;
             frames.push(frame_v1(&frame));
         }
-        NetState::new(self.net_v1(state)?, self.queues_v1(state), frames)
+        NetState::new(self.net_v1(state)?, self.machine(state).1, frames)
             .and_then(|state| state.encode())
             .map_err(bad)
     }
@@ -271,15 +295,19 @@ impl Net {
             let taken = self.standing.take_over(features, settings(control));
             taken.map_err(bad)?;
         }
-        let bases = incoming.queues.iter().map(|queue| queue.next_avail);
-        arrival.expect(bases, incoming.net.acked_features == 0);
+        if !incoming.net.link_up {
+            self.standing.set_link(false)?;
+        }
+        arrival.expect(incoming.net.acked_features, incoming.queues);
         *self.carried() = Carried {
             elsewhere: Totals::of_v1(&incoming.net.counters),
             before: self.local_totals(),
         };
         let address = |it: &AddressV1| Address {
             vlan: it.vlan,
+            mac: Mac(it.mac),
             ip: it.ip,
+            age_s: it.age_s,
         };
         let addresses: Vec<Address> = incoming.net.addresses.iter().map(address).collect();
         for port in self.attachment.guests() {
@@ -322,7 +350,7 @@ impl NicLifecycle for NetDevice {
 
     fn shape(&self) -> Result<Vec<u8>, LifecycleError> {
         let state = self.state();
-        let queues = self.kind.queues_v1(&state);
+        let queues = self.kind.machine(&state).1;
         NetState::new(self.kind.net_v1(&state)?, queues, Vec::new())
             .and_then(|state| state.encode())
             .map_err(bad)
@@ -335,11 +363,15 @@ impl NicLifecycle for NetDevice {
 
     fn leave(&self, told: Sender<NicEvent>) -> Result<u64, LifecycleError> {
         let mut state = self.state();
-        if self.kind.arrival().is_pending() {
+        let mut arrival = self.kind.arrival();
+        // Of a machine without a driver no ring says that it is here.
+        if arrival.is_pending() && !(arrival.is_imported() && state.connected) {
             return Err(LifecycleError::Refused(
                 "the NIC is to arrive here; its guest is elsewhere".into(),
             ));
         }
+        arrival.leave();
+        drop(arrival);
         for (called, port) in (0u16..).zip(self.kind.attachment.guests()) {
             port.capture(true)?;
             port.leave(told.clone(), called)?;
@@ -361,6 +393,7 @@ impl NicLifecycle for NetDevice {
     }
 
     fn gone(&self) -> Result<(), LifecycleError> {
+        self.kind.arrival().gone();
         let ports = self.kind.attachment.guests();
         ports.into_iter().try_for_each(|port| port.gone())
     }
@@ -380,55 +413,106 @@ impl NicLifecycle for NetDevice {
         }
     }
 
-    fn arrive(&self, activated: ActivatedHook) -> Result<(), LifecycleError> {
+    fn is_attached(&self) -> bool {
+        self.state().connected
+    }
+
+    fn arrive(&self, moving: u128, activated: ActivatedHook) -> Result<u64, LifecycleError> {
+        let refuse = |why: &str| Err(LifecycleError::Refused(why.into()));
         let mut state = self.state();
+        let mut arrival = self.kind.arrival();
         if state.running().next().is_some() {
-            return Err(LifecycleError::Refused(
+            return refuse(
                 "a guest runs on the NIC there already; a machine arrives at one that waits, as \
-                 under -incoming"
-                    .into(),
-            ));
+                 under -incoming",
+            );
+        }
+        if state.has_run && !arrival.has_gone() {
+            return refuse(
+                "a machine that stands still is on the NIC there already; a machine arrives at one that \
+                 waits, as under -incoming",
+            );
+        }
+        if state.own.told.is_some() && !arrival.has_gone() {
+            return refuse("the NIC there is on its way to another host; cancel that first");
         }
         state.own.told = None;
-        let mut arrival = self.kind.arrival();
         for port in self.kind.attachment.guests() {
             port.arrive()?;
         }
-        arrival.attend(activated);
+        Ok(arrival.attend(moving, activated))
+    }
+
+    fn has_arrived(&self, moving: u128) -> Option<u64> {
+        self.kind.arrival().by(moving)
+    }
+
+    fn import(&self, arrival: u64, envelope: &[u8]) -> Result<(), LifecycleError> {
+        let mut state = self.state();
+        let there = self.kind.arrival();
+        let (is_it, pending) = (there.is(arrival), there.is_pending());
+        drop(there);
+        if !is_it {
+            return Err(LifecycleError::Refused(
+                "another arrival has taken its place".into(),
+            ));
+        }
+        // Its VMM has brought the state, and begun.
+        if !pending {
+            return Ok(());
+        }
+        self.kind.import_state(&mut state, envelope)?;
+        self.start_waiting(&mut state);
         Ok(())
     }
 
-    fn has_arrived(&self, origin: u64) -> bool {
-        let state = self.state();
-        state.running().next().is_some() && self.kind.arrival().came_from(origin)
-    }
-
-    fn import(&self, envelope: &[u8]) -> Result<(), LifecycleError> {
-        self.kind.import_state(&mut self.state(), envelope)
-    }
-
-    fn deliver(&self, origin: u64, frames: Vec<PortFrame>) -> Result<(), LifecycleError> {
-        let frames = self.kind.arrival().new_ones(origin, frames);
+    fn deliver(
+        &self,
+        arrival: u64,
+        origin: u64,
+        frames: Vec<PortFrame>,
+    ) -> Result<(), LifecycleError> {
+        let mut there = self.kind.arrival();
+        if !there.is(arrival) {
+            return Ok(());
+        }
+        let frames = there.new_ones(origin, frames);
         self.kind.pass_on(frames)
     }
 
-    fn settle(&self) {
-        let state = self.state();
-        let mut arrival = self.kind.arrival();
-        if arrival.is_pending() {
-            arrival.unattended();
-            if !state.connected {
-                self.kind.does_not_arrive(&mut arrival);
-            }
-        } else {
-            arrival::settle(&self.kind.attachment, self.kind.name());
+    fn settle(&self, arrival: u64) {
+        let mut state = self.state();
+        let mut there = self.kind.arrival();
+        if !there.is(arrival) {
+            return;
         }
+        if !there.is_pending() {
+            return arrival::settle(&self.kind.attachment, self.kind.name());
+        }
+        there.unattended();
+        if !state.connected {
+            self.kind.does_not_arrive(&state, &mut there);
+        }
+        drop(there);
+        self.start_waiting(&mut state);
     }
 
-    fn void(&self) {
-        let mut arrival = self.kind.arrival();
-        if arrival.is_pending() {
-            self.kind.does_not_arrive(&mut arrival);
+    fn void(&self, arrival: u64) {
+        let mut state = self.state();
+        let mut there = self.kind.arrival();
+        if there.is(arrival) && there.is_pending() {
+            self.kind.does_not_arrive(&state, &mut there);
+            drop(there);
+            self.start_waiting(&mut state);
+        }
+    }
+}
+
+impl NetDevice {
+    /// Starts what waited for a state that has come, or does not come any more.
+    fn start_waiting(&self, state: &mut State<Net>) {
+        if let Err(error) = self.start_what_can(state) {
+            tracing::error!(device = self.kind.name(), %error, "a ring does not start");
         }
     }
 }

@@ -84,6 +84,12 @@ impl Teller {
     fn tell(&self, told: Told) -> bool {
         self.to.try_send(NicEvent::Told(self.port, told)).is_ok()
     }
+
+    fn tell_within(&self, left: &mut usize, frame: Captured) -> bool {
+        let room = left.checked_sub(frame.bytes.len());
+        *left = room.unwrap_or(*left);
+        room.is_some() && self.tell(Told::Frame(frame))
+    }
 }
 
 /// Where the guest's NIC is.
@@ -92,7 +98,11 @@ enum Place {
     #[default]
     Stays,
     Leaves(Leaving),
-    Gone(Teller),
+    Gone {
+        to: Teller,
+        /// Bytes that may yet be passed on.
+        left: usize,
+    },
     Arrives(Arrival),
 }
 
@@ -217,12 +227,12 @@ impl Capture {
             STOPPED
         };
         let done = match &mut self.place {
-            Place::Gone(to) if !running => {
+            Place::Gone { to, left } if !running => {
                 // Those to groups reach the guest by the network of the host that it is at.
                 if group {
                     return Kept::Elsewhere;
                 }
-                to.tell(Told::Frame(frame))
+                to.tell_within(left, frame)
             }
             // The source has it as well.
             Place::Arrives(_) if !running => return Kept::Elsewhere,
@@ -266,13 +276,18 @@ impl Capture {
         self.on = true;
         match &mut self.place {
             Place::Leaves(leaving) => {
-                leaving.to.tell(Told::Resumed);
-                leaving.told = false;
+                if std::mem::take(&mut leaving.told) {
+                    leaving.to.tell(Told::Resumed);
+                }
                 self.falls_behind(now_ns);
             }
+            _ if !self.kept.frames.is_empty() => self.falls_behind(now_ns),
+            Place::Gone { .. } | Place::Stays | Place::Arrives(_) => {}
+        }
+        match self.place {
             // It came back by a way that nobody announced.
-            Place::Gone(_) => self.place = Place::Stays,
-            Place::Stays | Place::Arrives(_) => {}
+            Place::Gone { .. } => self.place = Place::Stays,
+            Place::Stays | Place::Leaves(_) | Place::Arrives(_) => {}
         }
     }
 
@@ -304,7 +319,8 @@ impl Capture {
     }
 
     /// The NIC is to leave: while no queue is `running`, what is kept, and what comes, is told as well.
-    pub fn leave(&mut self, running: bool, to: Teller) {
+    pub fn leave(&mut self, running: bool, to: Teller, now_ns: u64) {
+        self.settle(now_ns);
         let mut leaving = Leaving { to, told: false };
         if !running {
             leaving.tell_all(&self.kept);
@@ -312,19 +328,23 @@ impl Capture {
         self.place = Place::Leaves(leaving);
     }
 
-    /// It has left: frames are passed on and not kept.
+    /// It has left: frames are passed on and not kept, as many as could have been.
     pub fn gone(&mut self) {
-        if let Place::Leaves(leaving) = std::mem::take(&mut self.place) {
-            self.place = Place::Gone(leaving.to);
-            self.kept.clear();
-        }
+        self.place = match std::mem::take(&mut self.place) {
+            Place::Leaves(Leaving { to, .. }) => {
+                self.kept.clear();
+                let left = MOVE_CAPTURE_BYTES;
+                Place::Gone { to, left }
+            }
+            other => other,
+        };
     }
 
     /// It does not leave, or nothing more is passed on.
     pub fn stay(&mut self) {
         match self.place {
             Place::Leaves(_) => self.place = Place::Stays,
-            Place::Gone(_) => (self.place, self.on) = (Place::Stays, false),
+            Place::Gone { .. } => (self.place, self.on) = (Place::Stays, false),
             Place::Stays | Place::Arrives(_) => {}
         }
     }
@@ -344,7 +364,18 @@ impl Capture {
         }
         frame.seq = self.next_seq;
         self.next_seq += 1;
-        self.kept.push(frame, MOVED)
+        match &mut self.place {
+            // It is on its way to a third host already.
+            Place::Gone { to, left } => to.tell_within(left, frame),
+            Place::Leaves(leaving) if leaving.told => {
+                let kept = self.kept.push(frame.clone(), MOVED);
+                if kept {
+                    leaving.to.tell(Told::Frame(frame));
+                }
+                kept
+            }
+            _ => self.kept.push(frame, MOVED),
+        }
     }
 
     /// No more is to be given before what came here. True when something waits.

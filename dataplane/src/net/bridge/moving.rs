@@ -22,8 +22,16 @@ impl Bridge {
 
     /// Its NIC is to leave: what is kept, and what comes, is told as well.
     pub fn leave(&mut self, port: u16, to: Teller) {
+        let now_ns = self.now_ns;
         if let Some(guest) = self.guest(port) {
-            guest.capture.leave(guest.receives(), to);
+            guest.capture.leave(guest.receives(), to, now_ns);
+        }
+    }
+
+    /// What is kept is for nobody.
+    pub fn drop_kept(&mut self, port: u16) {
+        if let Some(guest) = self.guest(port) {
+            guest.capture.drop_kept();
         }
     }
 
@@ -83,14 +91,16 @@ impl Bridge {
 
     /// The addresses that its guest has spoken of.
     pub fn spoken(&mut self, port: u16) -> Vec<Address> {
+        let now_ns = self.now_ns;
         let guest = self.guest(port);
-        guest.map_or_else(Vec::new, |guest| guest.spoken.addresses().to_vec())
+        guest.map_or_else(Vec::new, |guest| guest.spoken.addresses(now_ns))
     }
 
     /// Those that it spoke of at another host.
     pub fn set_spoken(&mut self, port: u16, addresses: &[Address]) {
+        let now_ns = self.now_ns;
         if let Some(guest) = self.guest(port) {
-            guest.spoken.replace(addresses);
+            guest.spoken.replace(addresses, now_ns);
         }
     }
 

@@ -3,6 +3,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use super::*;
 
 const MS: u64 = 1_000_000;
+const LARGE: usize = 60_000;
 
 /// A frame to one station, or to a group, that says `n`.
 fn frame(group: bool, n: u8) -> Arc<[u8]> {
@@ -72,7 +73,7 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
     let mut capture = stopped();
     keep(&mut capture, false, false, 1);
     let (to, told_there) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     keep(&mut capture, false, true, 2);
     assert_eq!(told(&told_there), [Some(1), Some(2)]);
     assert_eq!(capture.in_hand().len(), 2);
@@ -90,14 +91,14 @@ fn a_nic_that_leaves_tells_all_and_keeps_all() {
 fn what_nobody_hears_is_told_again_with_its_numbers() {
     let mut capture = stopped();
     let (to, told_there) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     keep(&mut capture, false, false, 1);
     drop(told_there);
     for n in 2..5 {
         assert_eq!(keep(&mut capture, false, false, n), Kept::Yes);
     }
     let (to, told_there) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     assert_eq!(told(&told_there), [1, 2, 3, 4].map(Some));
     let numbers: Vec<u64> = capture.in_hand().iter().map(|it| it.seq).collect();
     assert_eq!(numbers, [0, 1, 2, 3]);
@@ -107,7 +108,7 @@ fn what_nobody_hears_is_told_again_with_its_numbers() {
 fn of_a_nic_that_is_gone_frames_are_only_passed_on() {
     let mut capture = stopped();
     let (to, told_there) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     keep(&mut capture, false, false, 1);
     capture.gone();
     assert!(capture.is_empty());
@@ -128,7 +129,7 @@ fn what_its_guest_may_still_have_here_is_not_passed_on() {
     }
     capture.resumed(0);
     let (to, told_there) = teller();
-    capture.leave(true, to);
+    capture.leave(true, to, 0);
     keep(&mut capture, true, false, 4);
     capture.given();
     assert_eq!(told(&told_there), []);
@@ -147,7 +148,7 @@ fn what_its_guest_may_still_have_here_is_not_passed_on() {
 fn the_end_of_one_move_does_not_end_the_next() {
     let mut capture = stopped();
     let (to, _told) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     capture.gone();
     capture.arrive();
     capture.stay();
@@ -212,7 +213,7 @@ fn what_is_kept_is_bounded() {
     }
     assert_eq!(keep(&mut capture, false, false, 1), Kept::Full);
     let (to, _told) = teller();
-    capture.leave(false, to);
+    capture.leave(false, to, 0);
     for _ in CAPTURE_FRAMES..MOVE_CAPTURE_FRAMES {
         assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
     }
@@ -231,4 +232,64 @@ fn what_is_kept_is_bounded() {
         .take_while(|_| capture.keep(false, 0, (Header::default(), 0), large.clone()) == Kept::Yes)
         .count();
     assert_eq!(kept, CAPTURE_BYTES / 60_000);
+}
+
+/// A blackout leaves more than a guest's ring has room for, and frames come all the while.
+#[test]
+fn nothing_is_lost_behind_what_a_blackout_left() {
+    let mut capture = stopped();
+    let (to, _told) = teller();
+    capture.leave(false, to, 0);
+    for _ in 0..CAPTURE_FRAMES + 1000 {
+        assert_eq!(keep(&mut capture, false, false, 1), Kept::Yes);
+    }
+    capture.stay();
+    capture.resumed(0);
+    assert_eq!(keep(&mut capture, true, false, 2), Kept::Yes);
+}
+
+#[test]
+fn stragglers_are_bounded() {
+    let mut capture = stopped();
+    let (to, _told) = teller();
+    capture.leave(false, to, 0);
+    capture.gone();
+    let large: Arc<[u8]> = vec![0; LARGE].into();
+    let passed_on = (0..MOVE_CAPTURE_FRAMES)
+        .take_while(|_| capture.keep(false, 0, (Header::default(), 0), large.clone()) == Kept::Yes)
+        .count();
+    assert_eq!(passed_on, MOVE_CAPTURE_BYTES / LARGE);
+}
+
+/// A NIC that has just come leaves again: what came here is its guest's.
+#[test]
+fn one_that_leaves_again_at_once_loses_nothing() {
+    let mut capture = Capture::default();
+    capture.arrive();
+    capture.resumed(0);
+    from_source(&mut capture, false, 1);
+    keep(&mut capture, true, false, 2);
+    let (to, told_there) = teller();
+    capture.leave(true, to, 0);
+    capture.stopped();
+    assert_eq!(told(&told_there), [1, 2].map(Some));
+    capture.gone();
+    // Gone is gone, also for one that arrives.
+    capture.arrive();
+    capture.gone();
+    capture.resumed(0);
+    assert!(!capture.is_direct());
+}
+
+/// From A by B to C, within the time that A still passes frames on.
+#[test]
+fn stragglers_follow_to_a_third_host() {
+    let mut capture = stopped();
+    let (to, told_there) = teller();
+    capture.leave(false, to, 0);
+    from_source(&mut capture, false, 1);
+    capture.gone();
+    from_source(&mut capture, false, 2);
+    assert_eq!(told(&told_there), [1, 2].map(Some));
+    assert!(capture.is_empty());
 }
