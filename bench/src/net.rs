@@ -57,6 +57,10 @@ pub struct NetPlan {
     pub rate_pps: Option<u64>,
     /// Most frames published at once.
     pub burst: usize,
+    /// Most frames of a direction that were sent and have not come: what a receiver
+    /// that was kept from running cannot lose. No bound if not given. A lost frame
+    /// keeps its place, so that sending ends when as many are lost.
+    pub outstanding: Option<usize>,
     /// Descriptors of a ring.
     pub queue_size: u16,
     /// Pairs of queues of each port; each has a flow.
@@ -125,6 +129,12 @@ impl NetPlan {
         }
         if self.rate_pps == Some(0) {
             return fail("--rate 0 sends nothing; use 1 or more".into());
+        }
+        if self.outstanding == Some(0) {
+            return fail("--outstanding 0 sends nothing; use 1 or more".into());
+        }
+        if self.rx.is_none() && self.outstanding.is_some() {
+            return fail("--outstanding needs a port to receive at; give --rx".into());
         }
         if self.rx.is_none() && (self.bidirectional || self.lossless || self.every_byte) {
             return fail(
@@ -207,7 +217,7 @@ fn lanes(plan: &NetPlan, ports: &mut [Port], run: u8) -> Result<Vec<Lane>, Bench
 fn load(plan: &NetPlan, lanes: &mut [Lane]) -> Result<Duration, BenchError> {
     let measured = lanes.iter().filter(|lane| lane.measured).count();
     if measured < 2 || plan.threads < 2 {
-        return lane::drive(lanes, plan.duration, plan.timeout);
+        return lane::drive(lanes, plan);
     }
     let cores = &plan.cores;
     std::thread::scope(|scope| {
@@ -216,7 +226,7 @@ fn load(plan: &NetPlan, lanes: &mut [Lane]) -> Result<Duration, BenchError> {
                 // Allowed a moment ago, together with the others.
                 let _ = sys::pin(&[*core]);
             }
-            lane::drive(std::slice::from_mut(lane), plan.duration, plan.timeout)
+            lane::drive(std::slice::from_mut(lane), plan)
         };
         let threads: Vec<_> = lanes
             .iter_mut()

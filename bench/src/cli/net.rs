@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// Most frames handed over at once
     #[arg(long, default_value_t = 32)]
     burst: usize,
+    /// Most frames of a direction sent and not yet received
+    #[arg(long, value_name = "N", requires = "rx")]
+    outstanding: Option<usize>,
     /// Descriptors of a ring
     #[arg(long, default_value_t = 1024)]
     queue_size: u16,
@@ -87,6 +90,7 @@ impl Args {
             duration: super::seconds(self.seconds)?,
             rate_pps: self.rate,
             burst: self.burst,
+            outstanding: self.outstanding,
             queue_size: self.queue_size,
             queue_pairs: self.queue_pairs,
             vlan: self.vlan,

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::clock_ns;
 use super::sender::Sender;
 use super::sink::Sink;
+use super::{NetPlan, clock_ns};
 use crate::error::BenchError;
 use crate::frontend::PeerWatch;
 
@@ -54,6 +54,16 @@ impl Lane {
             }
             _ => 0,
         }
+    }
+
+    /// How many more frames may be sent where at most so many may be under way.
+    #[inline]
+    fn room(&self, outstanding: Option<usize>) -> usize {
+        let (Some(most), Some(sender)) = (outstanding, &self.sender) else {
+            return usize::MAX;
+        };
+        let under_way = self.missing().div_ceil(sender.segments_each());
+        most.saturating_sub(usize::try_from(under_way).unwrap_or(usize::MAX))
     }
 
     /// Whether a frame to be learnt from has come, or none can.
@@ -142,13 +152,9 @@ pub(super) fn meet(lanes: &mut [Lane], wait: Duration) -> Result<bool, BenchErro
 
 /// Sends for so long, and waits for what is still under way. Returns how long the
 /// sending took.
-pub(super) fn drive(
-    lanes: &mut [Lane],
-    duration: Duration,
-    timeout: Duration,
-) -> Result<Duration, BenchError> {
+pub(super) fn drive(lanes: &mut [Lane], plan: &NetPlan) -> Result<Duration, BenchError> {
     let began = clock_ns();
-    let total = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let total = u64::try_from(plan.duration.as_nanos()).unwrap_or(u64::MAX);
     let mut look_up = began + LOOK_UP_NS;
     for lane in &mut *lanes {
         lane.taken.1 = began;
@@ -156,8 +162,9 @@ pub(super) fn drive(
     let mut now = began;
     while now - began < total {
         for lane in &mut *lanes {
+            let room = lane.room(plan.outstanding);
             if let (true, Some(sender)) = (lane.measured, &mut lane.sender) {
-                sender.go(now, now - began)?;
+                sender.go(now, now - began, room)?;
             }
             lane.listen()?;
         }
@@ -165,7 +172,7 @@ pub(super) fn drive(
         if now >= look_up {
             look_up = now + LOOK_UP_NS;
             for lane in &mut *lanes {
-                lane.look_up(now, timeout)?;
+                lane.look_up(now, plan.timeout)?;
             }
         }
     }

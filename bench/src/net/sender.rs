@@ -74,10 +74,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends a burst on one queue, if it is due and fits.
+    /// How many segments a frame is cut into, at least one.
+    pub fn segments_each(&self) -> u64 {
+        self.stamps.len().max(1) as u64
+    }
+
+    /// Sends a burst of at most so many frames on one queue, if it is due and fits.
     #[inline]
-    pub fn go(&mut self, now_ns: u64, elapsed_ns: u64) -> Result<(), QueueError> {
-        let due = self.due(elapsed_ns);
+    pub fn go(&mut self, now_ns: u64, elapsed_ns: u64, most: usize) -> Result<(), QueueError> {
+        let due = self.due(elapsed_ns).min(most);
         if due == 0 {
             return Ok(());
         }

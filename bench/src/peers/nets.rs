@@ -322,6 +322,7 @@ fn generate(
         duration: course.duration,
         rate_pps: None,
         burst: usize::from(BURST),
+        outstanding: None,
         queue_size: ring,
         queue_pairs: 1,
         vlan: None,

@@ -116,6 +116,7 @@ fn busy_pair(server: &Server, duration: Duration) -> Result<f64, BenchError> {
         duration,
         rate_pps: None,
         burst: 32,
+        outstanding: None,
         queue_size: RING,
         queue_pairs: 1,
         vlan: None,
