@@ -44,9 +44,10 @@ pub struct Address {
     pub age_s: u32,
 }
 
-/// The addresses that a guest has spoken of, the last [`SPOKEN_ADDRESSES`] of them, and when.
+/// The addresses that a guest has spoken of, the last [`SPOKEN_ADDRESSES`] of them, and when: before
+/// this host's clock began, some that came from another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Spoken(Vec<(u64, Address)>);
+pub struct Spoken(Vec<(i128, Address)>);
 
 /// Who says to have an address, and on which VLAN.
 struct Claim {
@@ -110,7 +111,7 @@ impl Spoken {
         let Claim { vlan, mac, ip } = claim;
         let age_s = 0;
         self.0.push((
-            now_ns,
+            now_ns.into(),
             Address {
                 vlan,
                 mac,
@@ -131,9 +132,12 @@ impl Spoken {
 
     /// The addresses that it spoke of within the last [`SPOKEN_S`] seconds, the last at the end.
     pub fn addresses(&self, now_ns: u64) -> Vec<Address> {
-        let aged = self.0.iter().map(|&(at_ns, address)| Address {
-            age_s: u32::try_from(now_ns.saturating_sub(at_ns) / SECOND_NS).unwrap_or(u32::MAX),
-            ..address
+        let aged = self.0.iter().map(|&(at_ns, address)| {
+            let age_s = (i128::from(now_ns) - at_ns) / i128::from(SECOND_NS);
+            Address {
+                age_s: u32::try_from(age_s).unwrap_or(u32::MAX),
+                ..address
+            }
         });
         aged.filter(|it| it.age_s < SPOKEN_S).collect()
     }
@@ -142,8 +146,8 @@ impl Spoken {
     pub fn replace(&mut self, addresses: &[Address], now_ns: u64) {
         let first = addresses.len().saturating_sub(SPOKEN_ADDRESSES);
         let spoken = addresses[first..].iter().map(|&it| {
-            let age_ns = u64::from(it.age_s) * SECOND_NS;
-            (now_ns.saturating_sub(age_ns), it)
+            let age_ns = i128::from(it.age_s) * i128::from(SECOND_NS);
+            (i128::from(now_ns) - age_ns, it)
         });
         self.0 = spoken.collect();
     }

@@ -162,3 +162,17 @@ fn what_was_spoken_of_long_ago_is_not_announced() {
     assert_eq!(aged, [of(SPOKEN_S - 5)]);
     assert_eq!(spoken.addresses(7_010 * SECOND_NS), []);
 }
+
+#[test]
+fn an_address_is_older_than_the_daemon_that_it_comes_to() {
+    let of = |age_s| Address {
+        age_s,
+        ..address("10.0.0.7", None)
+    };
+    let mut spoken = Spoken::default();
+    spoken.replace(&[of(SPOKEN_S - 10)], 5 * SECOND_NS);
+    assert_eq!(spoken.addresses(5 * SECOND_NS), [of(SPOKEN_S - 10)]);
+    assert_eq!(spoken.addresses(15 * SECOND_NS), []);
+    spoken.replace(&[of(u32::MAX)], 0);
+    assert_eq!(spoken.addresses(u64::MAX), []);
+}
