@@ -310,11 +310,14 @@ impl Daemon {
         for port in nic.device.ports() {
             port.set_limit(config.limit()).map_err(failed("nic", id))?;
         }
-        let (device, up) = (nic.device.clone(), !config.link_down);
+        let device = nic.device.clone();
         nic.config = config;
         // The guest is told by way of its front-end, which nobody else waits for.
         drop(nics);
-        device.set_link(up).map_err(failed("nic", id))?;
+        // One that came from elsewhere has brought its link.
+        if let Some(up) = change.link_up {
+            device.set_link(up).map_err(failed("nic", id))?;
+        }
         let nics = lock(&self.nics.nics);
         let mut line = nics.get(id).ok_or_else(|| unknown(id))?.line();
         line["lasting"] = lasting.into();

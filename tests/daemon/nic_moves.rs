@@ -28,13 +28,19 @@ struct Nic {
     device: GuestDevice,
     rx: RxQueue,
     tx: TxQueue,
+    /// Of pairs that nothing comes by.
+    _idle: Vec<(RxQueue, TxQueue)>,
     /// Frames that arrived and were not asked for yet.
     arrived: Vec<Vec<u8>>,
 }
 
 impl Nic {
     fn at(socket: &Path) -> Nic {
-        let mut vmm = Vmm::connect(socket, VmmOptions::net()).unwrap();
+        Nic::on(Vmm::connect(socket, VmmOptions::net()).unwrap(), 1)
+    }
+
+    /// A driver that boots.
+    fn on(mut vmm: Vmm, pairs: u16) -> Nic {
         let rx = RxOptions {
             frame_bytes_max: 1518,
             mergeable: true,
@@ -45,18 +51,26 @@ impl Nic {
             indirect: false,
         };
         let bytes = rx.memory_bytes(RING) + tx.memory_bytes(RING);
-        let memory = GuestMemory::new(bytes).unwrap();
-        let device = GuestDevice::new(&memory, 2, RING).unwrap();
+        let memory = GuestMemory::new(bytes * u64::from(pairs)).unwrap();
+        let device = GuestDevice::new(&memory, 2 * pairs, RING).unwrap();
         let features = vmm.features();
         let blank = [0; FRAME_BYTES];
-        let tx = TxQueue::new(&device, 1, features, tx, &[0; HEADER_BYTES], &blank).unwrap();
-        let rx = RxQueue::new(&device, 0, features, rx).unwrap();
+        let pair = |at: usize| {
+            let tx = TxQueue::new(&device, at + 1, features, tx, &[0; HEADER_BYTES], &blank);
+            (
+                RxQueue::new(&device, at, features, rx).unwrap(),
+                tx.unwrap(),
+            )
+        };
+        let (rx, tx) = pair(0);
+        let idle = (1..usize::from(pairs)).map(|at| pair(2 * at)).collect();
         vmm.start(&device).unwrap();
         Nic {
             vmm,
             device,
             rx,
             tx,
+            _idle: idle,
             arrived: Vec::new(),
         }
     }
@@ -230,17 +244,24 @@ fn socket(host: &Host, id: &str) -> std::path::PathBuf {
 
 impl World {
     fn new() -> World {
+        World::of(1)
+    }
+
+    /// With so many pairs of queues, of which one is used.
+    fn of(pairs: u16) -> World {
         let dir = tempfile::tempdir().unwrap();
         let hosts = ["a", "b"].map(|name| Host::new(dir.path(), name));
         for host in &hosts {
             host.run(&["switch", "add", "lan"]).ok();
             let mac = "02:00:00:00:00:61";
-            host.run(&["nic", "add", "g", "--switch", "lan", "--mac", mac])
-                .ok();
+            let (id, pairs) = (["nic", "add", "g"], pairs.to_string());
+            let how = ["--switch", "lan", "--mac", mac, "--queue-pairs", &pairs];
+            host.run(&[&id[..], &how].concat()).ok();
             host.run(&["nic", "add", "p", "--switch", "lan", "--any-source"])
                 .ok();
         }
-        let mut guest = Nic::at(&socket(&hosts[0], "g"));
+        let vmm = Vmm::connect(&socket(&hosts[0], "g"), VmmOptions::net());
+        let mut guest = Nic::on(vmm.unwrap(), pairs);
         let mut stations = [0, 1].map(|at| Nic::at(&socket(&hosts[at], "p")));
         guest.send_frame(&arp(GUEST, [10, 0, 0, 7]));
         stations[0].send(GUEST, PEER, 0);
@@ -634,5 +655,140 @@ fn what_another_station_has_by_now_is_not_announced() {
         let spoken: Vec<_> = arps.iter().map(|it| it[28..32].to_vec()).collect();
         assert!(!spoken.contains(&vec![10, 0, 0, 7]));
         spoken.contains(&vec![10, 0, 0, 8])
+    });
+}
+
+/// It was to move on before its rings ran, and does so after they did.
+#[test]
+fn a_machine_that_begins_before_it_moves_on_arrives_there() {
+    let mut world = World::new();
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    let state = world.guest.vmm.save_state().unwrap();
+    drop(std::mem::replace(&mut world.guest.vmm, there));
+    world.guest.vmm.load_state(&state).unwrap();
+    world.announce(1, 0);
+    let guest = &mut world.guest;
+    guest.vmm.start_at(&guest.device, &bases).unwrap();
+    eventually("it is announced", || {
+        world.stations[1].poll();
+        !world.stations[1].take(RARP).is_empty()
+    });
+    world.send(1, 1..40);
+    assert_eq!(world.guest.numbers(39).len(), 39);
+    let back = world.connect(0);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(1, 40..45);
+    drop(world.guest.start_at(back, &bases));
+    assert_eq!(world.guest.numbers(5), [40, 41, 42, 43, 44]);
+    world.wait_phase(1, "moved");
+}
+
+/// The source says that it is called off, when the machine stands at the destination already.
+#[test]
+fn a_machine_that_is_there_when_its_move_is_called_off_goes_on() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.wait_phase(0, "taken");
+    drop(std::mem::replace(&mut world.guest.vmm, there));
+    world.hosts[0]
+        .run(&["migrate", "cancel", "--nic", "g"])
+        .ok();
+    std::thread::sleep(Duration::from_millis(200));
+    let guest = &mut world.guest;
+    guest.vmm.start_at(&guest.device, &bases).unwrap();
+    eventually("it is announced", || {
+        world.stations[1].poll();
+        !world.stations[1].take(RARP).is_empty()
+    });
+    world.send(1, 1..5);
+    assert_eq!(world.guest.numbers(4), [1, 2, 3, 4]);
+}
+
+/// Its rings did not run at the destination, and the source's VMM is gone.
+#[test]
+fn a_machine_that_did_not_begin_comes_back() {
+    let mut world = World::new();
+    world.announce(0, 1);
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.wait_phase(0, "taken");
+    drop(std::mem::replace(&mut world.guest.vmm, there));
+    std::thread::sleep(Duration::from_millis(100));
+    world.announce(1, 0);
+    let back = world.connect(0);
+    drop(world.guest.start_at(back, &bases));
+    world.send(0, 1..5);
+    assert_eq!(world.guest.numbers(4), [1, 2, 3, 4]);
+    world.wait_phase(1, "moved");
+}
+
+/// Where another has run before it came.
+#[test]
+fn a_machine_that_boots_after_its_move_is_not_the_last_one() {
+    let mut world = World::new();
+    world.send(0, 1..30);
+    assert_eq!(world.guest.numbers(29).len(), 29);
+    let mut there = world.connect(1);
+    let World {
+        hosts,
+        guest,
+        mut stations,
+        _dir,
+    } = world;
+    drop(guest);
+    let mut fresh = Vmm::connect(&socket(&hosts[0], "g"), VmmOptions::net()).unwrap();
+    there.load_state(&fresh.save_state().unwrap()).unwrap();
+    let mut booted = Nic::on(there, 1);
+    for number in 50..53 {
+        stations[1].send(GUEST, PEER, number);
+    }
+    assert_eq!(booted.numbers(3), [50, 51, 52]);
+}
+
+#[test]
+fn a_link_that_came_down_is_up_again_where_the_move_fails() {
+    let mut world = World::new();
+    let link = |world: &World, at: usize| {
+        let nics = world.hosts[at].run(&["nic", "list"]).ok();
+        nics["nics"][0]["link_up"].as_bool().unwrap()
+    };
+    let set = |world: &World, at: usize, words: &[&str]| {
+        world.hosts[at]
+            .run(&[&["nic", "set", "g"], words].concat())
+            .ok();
+    };
+    set(&world, 0, &["--link", "down"]);
+    let mut there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    let state = world.guest.vmm.save_state().unwrap();
+    there.load_state(&state).unwrap();
+    assert!(!link(&world, 1), "it comes as it was");
+    set(&world, 1, &["--limit-pps", "100000"]);
+    assert!(!link(&world, 1), "another setting changes nothing of it");
+    drop(there);
+    eventually("it is up", || link(&world, 1));
+    // And one that is up comes so where it is down.
+    let guest = &mut world.guest;
+    guest.vmm.start_at(&guest.device, &bases).unwrap();
+    set(&world, 0, &["--link", "up"]);
+    set(&world, 1, &["--link", "down"]);
+    world.moves(0, 1, 1..5);
+    assert!(link(&world, 1));
+}
+
+/// A pair that never received begins at 0 wherever it comes.
+#[test]
+fn an_idle_pair_of_queues_forgets_no_address() {
+    let mut world = World::of(2);
+    world.moves(0, 1, 1..5);
+    let mut heard = 0;
+    eventually("it is announced again and again", || {
+        world.stations[1].poll();
+        let arps = world.stations[1].take(ARP);
+        heard += arps.iter().filter(|it| it[28..32] == [10, 0, 0, 7]).count();
+        heard >= 4
     });
 }

@@ -99,4 +99,8 @@ pub trait NicLifecycle: Send + Sync {
 
     /// It does not arrive: forgets what was imported and delivered.
     fn void(&self, arrival: u64);
+
+    /// The source says no more. A machine that is here with its state may go on, as with
+    /// [`NicLifecycle::settle`]; without, as with [`NicLifecycle::void`].
+    fn dismiss(&self, arrival: u64);
 }

@@ -188,15 +188,15 @@ impl Session<'_> {
         let activated = self.activated.load(Ordering::Acquire);
         match ended {
             Err(Ended::Done) if !activated => {
-                tracing::info!(nic = %hello.nic, "a NIC does not come");
-                self.nic.void(self.arrival());
+                tracing::info!(nic = %hello.nic, "no more is said of a NIC that has not come");
+                self.nic.dismiss(self.arrival());
             }
             Err(Ended::Refused(why)) => {
                 tracing::warn!(nic = %hello.nic, why, "an incoming NIC is refused");
                 if activated {
                     self.nic.settle(self.arrival());
                 } else {
-                    self.nic.void(self.arrival());
+                    self.nic.dismiss(self.arrival());
                 }
                 self.say(refused(why));
             }

@@ -96,6 +96,11 @@ impl<K: Kind> State<K> {
         }
     }
 
+    /// Whether no ring has run since the last front-end left.
+    pub(crate) fn has_departed(&self) -> bool {
+        self.departed.is_some()
+    }
+
     /// Features and rings of the machine that drives the device, or of the one that did last.
     pub(crate) fn machine(&self) -> (u64, &[Ring]) {
         match &self.departed {

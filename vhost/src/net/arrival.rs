@@ -46,8 +46,10 @@ pub(super) struct Arrival {
     pending: bool,
     /// It did.
     arrived: bool,
-    /// It has left, or leaves.
+    /// It has left.
     left: bool,
+    /// It was told to leave before it began, and may begin still.
+    may_begin: bool,
     /// By a conversation with the source, which says when nothing more comes first.
     attended: bool,
     /// What its state says of the machine: features and rings.
@@ -115,6 +117,7 @@ impl Arrival {
             number: self.number + 1,
             moving: Some(moving),
             pending: true,
+            left: self.left,
             attended: true,
             activated: Some(activated),
             ..Arrival::default()
@@ -128,6 +131,7 @@ impl Arrival {
             number: self.number + 1,
             moving: self.moving,
             pending: true,
+            left: self.left,
             ..Arrival::default()
         };
     }
@@ -137,23 +141,35 @@ impl Arrival {
         *self = Arrival {
             number: self.number + 1,
             moving: self.moving,
+            left: self.left,
             ..Arrival::default()
         };
     }
 
-    /// Whoever spoke for the source is gone.
+    /// Whoever spoke for the source is gone. Nobody says any more whether the machine that was to come is
+    /// the one that is here: another may boot as well.
     pub fn unattended(&mut self) {
         (self.attended, self.activated) = (false, None);
+        self.or_boots = true;
     }
 
-    /// It is to go to another host. What its source passes on follows.
+    /// It is to go to another host, and may begin here before it does. What its source passes on follows.
     pub fn leave(&mut self) {
-        (self.pending, self.left, self.activated) = (false, false, None);
+        self.may_begin |= std::mem::take(&mut self.pending);
+        self.left = false;
     }
 
     /// It did.
     pub fn gone(&mut self) {
         self.left = true;
+        self.will_not_begin();
+    }
+
+    /// Whoever might have begun it is not here any more.
+    pub fn will_not_begin(&mut self) {
+        if std::mem::take(&mut self.may_begin) {
+            self.activated = None;
+        }
     }
 
     pub fn expect(&mut self, features: u64, queues: Vec<QueueV1>) {
@@ -172,9 +188,18 @@ impl Arrival {
         }
     }
 
+    /// Whether the machine that boots at a ring's start is not the one that was to go on from there.
+    pub fn is_another(&self, at: usize, base: u16) -> bool {
+        let expected = self.bases.get(at).copied().flatten();
+        self.pending && base == 0 && expected.is_some_and(|expected| expected != 0)
+    }
+
     /// It has started: from now on it is its machine's to stop and start.
     pub fn started(&mut self, at: usize) {
         self.left = false;
+        if !self.pending {
+            self.machine = None;
+        }
         if let Some(base) = self.bases.get_mut(at) {
             *base = None;
         }
@@ -199,10 +224,11 @@ impl Arrival {
 
     /// Its guest runs here: who is to have that announced and told, if it has just arrived.
     pub fn activate(&mut self) -> Option<Announcer> {
-        if !std::mem::take(&mut self.pending) {
+        let begins = std::mem::take(&mut self.pending);
+        if !std::mem::take(&mut self.may_begin) && !begins {
             return None;
         }
-        self.arrived = true;
+        (self.arrived, self.left) = (true, false);
         Some(Announcer {
             number: self.number,
             hook: self.activated.take(),
@@ -324,3 +350,6 @@ pub(super) fn spoken(attachment: &Attachment) -> Result<Vec<Address>, LifecycleE
     let spoken = (0..all.len()).filter(|&at| last(at)).map(|at| all[at]);
     Ok(spoken.collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,8 @@ pub(super) struct Carried {
     pub elsewhere: PortTotals,
     /// Through the ports here, before it came.
     pub before: PortTotals,
+    /// Whether the link was up here before it came.
+    pub link_was_up: Option<bool>,
 }
 
 /// What a NIC keeps under its device's lock.
@@ -97,6 +99,8 @@ pub(super) struct Carried {
 pub struct Own {
     /// Who is told, while it leaves.
     pub(super) told: Option<Sender<NicEvent>>,
+    /// The front-end that was here when it took leave is gone.
+    pub(super) is_alone: bool,
     /// How often it took leave.
     pub(super) leaves: u64,
     /// Of its state, by way of the VMM.
@@ -216,16 +220,34 @@ impl Net {
     /// machine that was here last is not for another.
     fn forget_others(&self, state: &State<Net>, at: usize, ring: &Vring) -> Result<(), Refusal> {
         let base = ring.next_avail();
-        let other = state.left_at(at).is_some_and(|left| left != base);
+        let arrival = self.arrival();
+        let other = if arrival.is_pending() {
+            arrival.is_another(at, base)
+        } else {
+            state.left_at(at).is_some_and(|left| left != base)
+        };
+        let anew = base == 0 && self.begins_anew(state, at);
+        // One that arrives has brought its addresses.
+        let forgotten = anew && (other || !arrival.is_pending());
+        drop(arrival);
         for port in self.attachment.guests() {
             if other {
                 port.drop_kept()?;
             }
-            if base == 0 {
+            if forgotten {
                 port.set_spoken(Vec::new())?;
             }
         }
         Ok(())
+    }
+
+    /// Whether all receive queues begin with this one: a driver goes on at 0 with those that never
+    /// received.
+    fn begins_anew(&self, state: &State<Net>, at: usize) -> bool {
+        let is_rx = |other: &usize| matches!(self.way(*other), Way::Rx(_));
+        let others = (0..state.rings.len()).filter(is_rx);
+        let mut others = others.filter(|other| *other != at);
+        others.all(|other| !state.rings[other].running && state.rings[other].base == 0)
     }
 
     fn way(&self, at: usize) -> Way {
@@ -364,9 +386,7 @@ impl Kind for Net {
         match self.way(at) {
             Way::Rx(pair) => {
                 self.set_tap_offloads(rules.takes)?;
-                if !self.arrival().is_pending() {
-                    self.forget_others(state, at, &ring)?;
-                }
+                self.forget_others(state, at, &ring)?;
                 let (port, queue) = self.port(pair);
                 port.capture(true)?;
                 port.start_rx(queue, Box::new(RxVring::new(name, ring, rules)))?;
@@ -484,8 +504,10 @@ impl Kind for Net {
         {
             tracing::warn!(device = %self.name, %error, "the filters stay as the driver set them");
         }
+        state.own.is_alone = true;
         let mut arrival = self.arrival();
         arrival.is_here();
+        arrival.will_not_begin();
         if arrival.is_abandoned() {
             self.does_not_arrive(state, &mut arrival);
         } else if state.own.told.is_none() && !arrival.is_pending() {

@@ -139,7 +139,10 @@ impl Net {
     }
 
     fn forget_imported(&self, state: &State<Net>) -> Result<(), LifecycleError> {
-        *self.carried() = Carried::default();
+        let carried = std::mem::take(&mut *self.carried());
+        if let Some(up) = carried.link_was_up {
+            self.standing.set_link(up)?;
+        }
         for port in self.attachment.guests() {
             port.set_spoken(Vec::new())?;
         }
@@ -176,14 +179,17 @@ impl Net {
             ip: it.ip,
             age_s: it.age_s,
         };
+        let acked_features = self.machine(state).0;
+        // What the last guest has set is not of one that has yet to begin.
+        let settings = self.standing.settings().filter(|_| acked_features != 0);
         Ok(NetV1 {
             origin: self.origin,
             mac: self.options.mac.unwrap_or_default(),
             mtu: self.options.mtu.unwrap_or_default(),
             queue_pairs: self.options.queue_pairs,
-            acked_features: self.machine(state).0,
+            acked_features,
             link_up: self.standing.link_is_up(),
-            control: self.standing.settings().map(|(_, it)| control_v1(&it)),
+            control: settings.map(|(_, it)| control_v1(&it)),
             addresses: addresses[first..].iter().map(address).collect(),
             counters: Totals(self.totals()).to_v1(),
         })
@@ -195,6 +201,12 @@ impl Net {
             return machine.clone();
         }
         let (features, rings) = state.machine();
+        // Of one whose front-end is gone, with another here: that may go on, or boot.
+        let features = if state.connected && state.has_departed() {
+            0
+        } else {
+            features
+        };
         let rings = (0u16..).zip(rings);
         let queues = rings
             .map(|(index, ring)| QueueV1 {
@@ -295,14 +307,17 @@ impl Net {
             let taken = self.standing.take_over(features, settings(control));
             taken.map_err(bad)?;
         }
-        if !incoming.net.link_up {
-            self.standing.set_link(false)?;
-        }
+        let link_was_up = self.standing.link_is_up();
+        self.standing.set_link(incoming.net.link_up)?;
         arrival.expect(incoming.net.acked_features, incoming.queues);
-        *self.carried() = Carried {
+        let mut carried = self.carried();
+        *carried = Carried {
             elsewhere: Totals::of_v1(&incoming.net.counters),
             before: self.local_totals(),
+            // A state may come twice.
+            link_was_up: carried.link_was_up.or(Some(link_was_up)),
         };
+        drop(carried);
         let address = |it: &AddressV1| Address {
             vlan: it.vlan,
             mac: Mac(it.mac),
@@ -379,7 +394,7 @@ impl NicLifecycle for NetDevice {
         if state.running().next().is_none() {
             let _ = told.try_send(NicEvent::Stopped);
         }
-        state.own.told = Some(told);
+        (state.own.told, state.own.is_alone) = (Some(told), !state.connected);
         state.own.leaves += 1;
         Ok(state.own.leaves)
     }
@@ -433,7 +448,7 @@ impl NicLifecycle for NetDevice {
                  waits, as under -incoming",
             );
         }
-        if state.own.told.is_some() && !arrival.has_gone() {
+        if state.own.told.is_some() && !arrival.has_gone() && !state.own.is_alone {
             return refuse("the NIC there is on its way to another host; cancel that first");
         }
         state.own.told = None;
@@ -504,6 +519,18 @@ impl NicLifecycle for NetDevice {
             self.kind.does_not_arrive(&state, &mut there);
             drop(there);
             self.start_waiting(&mut state);
+        }
+    }
+
+    fn dismiss(&self, arrival: u64) {
+        let state = self.state();
+        let there = self.kind.arrival();
+        let is_here = there.is_imported() && state.connected;
+        drop((there, state));
+        if is_here {
+            self.settle(arrival);
+        } else {
+            self.void(arrival);
         }
     }
 }
