@@ -38,6 +38,8 @@ fn one_that_is_to_leave_may_begin_first() {
         gone(&mut arrival);
         assert!(arrival.activate().is_none());
         assert!(arrival.by(2).is_none());
+        arrival.started(0);
+        assert!(arrival.machine().is_none(), "another boots");
     }
 }
 
