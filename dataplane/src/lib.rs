@@ -20,6 +20,7 @@
 //! - **lane**: one disk on one worker. **disk** ([`disk::Disk`]): its lanes and where its queues are.
 //! - **placement** ([`placement`], [`rebalance`]): which queue should be on which worker.
 //! - **backend** ([`backend`]): where the bytes go.
+//! - **datastore**, **window**, **shares** ([`qos`]): who gets how much of a device that is shared.
 //! - **net** ([`net`]): what is known of a frame between NICs, and decided about it.
 //! - **tap**, **range lock**, **gate** ([`lifecycle`]): what a migration needs of a disk.
 //!
@@ -37,6 +38,7 @@ pub mod limits;
 pub mod metrics;
 pub mod net;
 pub mod placement;
+pub mod qos;
 pub mod queue;
 pub mod rebalance;
 pub mod request;
