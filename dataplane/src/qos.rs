@@ -24,9 +24,14 @@
 //! same code runs under the simulated array of `ferry-bench sioc`.
 //!
 //! - [`cost`], [`medium`]: what a request counts for, and what latency a medium may have.
+//! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
 
 pub mod cost;
+mod heap;
 pub mod medium;
+pub mod pacer;
+pub mod scheduler;
+pub mod window;
 
 pub use cost::{COST_ONE, Cost, CostModel, UNIT_BYTES};
 pub use medium::Medium;
