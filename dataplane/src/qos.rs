@@ -27,7 +27,9 @@
 //! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
 
 pub mod cost;
+pub mod domain;
 mod heap;
+pub mod latency;
 pub mod medium;
 pub mod pacer;
 pub mod scheduler;
