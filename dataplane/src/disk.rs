@@ -8,6 +8,7 @@
 mod grow;
 mod mirror;
 mod place;
+mod qos;
 
 use std::io;
 use std::ops::Range;

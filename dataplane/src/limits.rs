@@ -63,6 +63,12 @@ pub const PREFETCH_BYTES: usize = 512;
 /// alone, and with others that want many an equal part each.
 pub const SLOT_SHARE: usize = 4;
 
+/// Requests of a disk that a worker holds back for its datastore; more wait in the guest's rings.
+pub const HELD_PER_LANE: usize = 64;
+
+/// Requests held back that a worker lets go in one turn, of one datastore.
+pub const DISPATCH_BUDGET: usize = 256;
+
 /// Commands a worker takes between two polls.
 pub const COMMAND_BUDGET: usize = 16;
 

@@ -54,6 +54,11 @@ pub trait RequestQueue: Any + Send {
     /// Whether a request waits. Takes nothing.
     fn has_work(&self) -> bool;
 
+    /// Requests that the guest has made available and that were not taken yet.
+    fn backlog(&self) -> u64 {
+        0
+    }
+
     /// Whether requests wait that a back-end before this one took and did not end. A queue is not
     /// given back with such in it while its disk is served: no index could say that they are owed.
     fn recovering(&self) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::buffer::AlignedBuf;
 use crate::limits::SLOTS_PER_WORKER;
+use crate::qos::cost::Cost;
 use crate::request::{Op, Request, Status};
 use crate::segments::Segments;
 
@@ -70,6 +71,12 @@ pub(crate) struct Slot {
     /// Last sequence number handed to the tap, 0 for none; `tapped_ns` is when.
     pub tap_seq: u64,
     pub tapped_ns: u64,
+    /// What it counts for at its datastore; 0 for what is not counted there. Whether it is at the
+    /// device now, and when it was popped and went there.
+    pub cost: Cost,
+    pub at_device: bool,
+    pub popped_ns: u64,
+    pub began_ns: u64,
     /// When a delayed completion is due.
     pub due_ns: u64,
     /// Made durable by a flush of its own before it ends.
@@ -107,6 +114,10 @@ impl Slot {
             started: false,
             tap_seq: 0,
             tapped_ns: 0,
+            cost: 0,
+            at_device: false,
+            popped_ns: 0,
+            began_ns: 0,
             due_ns: 0,
             flush_after: false,
             buffered: false,

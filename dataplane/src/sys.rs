@@ -57,6 +57,13 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_max)
 }
 
+/// Has the calling thread's timers go off when they are due: by itself the kernel lets them be 50 us
+/// late, to gather them.
+pub fn set_exact_timers() {
+    // SAFETY: no memory; it changes a number of this thread's.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
+}
+
 /// Deallocates or zeroes a range of a file or block device.
 pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
     let (Ok(start), Ok(len)) = (

@@ -3,9 +3,9 @@
 //! One turn of the loop:
 //!
 //! ```text
-//!   commands ─► fetch (each active disk, a budget each) ─► start ─► io_uring_enter
-//!      ▲                                                                    │
-//!      └── idle? ◄── publish (used ring, one call per batch) ◄── CQEs ◄─────┘
+//!   commands ─► fetch (each active disk, a budget each) ─► held? ─► start ─► io_uring_enter
+//!      ▲                                                                         │
+//!      └── idle? ◄── publish (used ring, one call per batch) ◄── CQEs ◄──────────┘
 //! ```
 //!
 //! A queue that stays empty for [`WorkerOptions::spin_ns`] goes back to kicks by itself, while the
@@ -29,6 +29,7 @@ mod pinned;
 mod polling;
 mod thin;
 mod thread;
+mod throttle;
 
 use std::io as stdio;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use lane::Lane;
 use pinned::Pieces;
 use thin::ThinPort;
 pub use thread::{Worker, WorkerHandle, WorkerOptions};
+use throttle::Throttle;
 
 /// How a queue is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +109,9 @@ pub(crate) struct Core {
     pieces: Pieces,
     thin: ThinPort,
     bridges: Bridges,
+    /// Datastores that are under control here.
+    throttles: Vec<Option<Throttle>>,
+    free_throttles: Vec<u32>,
     /// Lanes with a queue in [`Mode::Polled`].
     active: Vec<u32>,
     /// Which of them is asked first in this turn.
@@ -152,6 +157,8 @@ impl Core {
             pieces: Pieces::default(),
             thin: ThinPort::new(wake.clone()),
             bridges: Bridges::default(),
+            throttles: Vec::new(),
+            free_throttles: Vec::new(),
             active: Vec::new(),
             first: 0,
             touched: Vec::new(),
@@ -190,6 +197,7 @@ impl Core {
         self.account();
         self.take_commands(commands);
         self.fetch();
+        self.dispatch();
         self.turn_bridges();
         self.retry_waiting();
         self.retry_flushes();
@@ -229,7 +237,12 @@ impl Core {
     fn reap(&mut self) {
         let mut cqes = std::mem::take(&mut self.cqes);
         self.ring.reap(&mut cqes);
-        self.worked |= !cqes.is_empty();
+        if !cqes.is_empty() {
+            // Read anew: a batch may have been on its way into the kernel for long.
+            self.worked = true;
+            self.account();
+            self.worked = true;
+        }
         for &(token, result) in &cqes {
             match token {
                 Token::Slot(id) => self.advance(id, result),
@@ -359,6 +372,7 @@ impl Core {
 
     fn remove_lane(&mut self, id: u32) {
         if self.lanes[id as usize].is_some() {
+            self.drop_qos(id);
             self.close_target(id);
             self.lanes[id as usize] = None;
             self.tended.retain(|&other| other != id);
@@ -374,6 +388,8 @@ impl Core {
         self.unwatch(id);
         self.queue(id).leaving = Some(to);
         self.leaving.push(id);
+        let lane = self.queue(id).lane;
+        self.let_pass(lane);
         // Its VMM waits: do not make it wait for buffers that the network keeps.
         self.pool.forsake_lent(&mut self.ring);
         self.complete_unacknowledged(id);

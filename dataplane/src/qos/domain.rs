@@ -129,6 +129,7 @@ impl Port {
 /// A limit that several disks share, of one machine for instance.
 #[derive(Debug, Default)]
 pub struct Group {
+    changes: AtomicU64,
     pub(crate) iops: Pacer,
     pub(crate) bytes: Pacer,
 }
@@ -139,9 +140,10 @@ impl Group {
     pub fn set(&self, now_ns: u64, limit_iops: Option<u64>, limit_bytes: Option<u64>) {
         self.iops.set_rate(now_ns, limit_iops.map(|it| it as f64));
         self.bytes.set_rate(now_ns, limit_bytes.map(|it| it as f64));
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
-    pub(crate) fn is_limited(&self) -> bool {
+    fn is_limited(&self) -> bool {
         self.iops.is_limited() || self.bytes.is_limited()
     }
 }
@@ -154,6 +156,8 @@ pub struct DiskControl {
     pub(crate) iops: Pacer,
     pub(crate) bytes: Pacer,
     group: RwLock<Option<Arc<Group>>>,
+    /// Changes of limits and of the group.
+    changes: AtomicU64,
     meters: Vec<Arc<Meter>>,
 }
 
@@ -167,6 +171,7 @@ impl DiskControl {
             iops: Pacer::default(),
             bytes: Pacer::default(),
             group: RwLock::new(None),
+            changes: AtomicU64::new(1),
             meters,
         };
         control.set_policy(now_ns, policy);
@@ -186,7 +191,11 @@ impl DiskControl {
     /// Changes that, while it serves. Shares and reservation hold from the governor's next turn on.
     #[allow(clippy::cast_precision_loss)]
     pub fn set_policy(&self, now_ns: u64, policy: Policy) {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        let mut was = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = std::mem::replace(&mut *was, policy);
+        if (was.limit_iops, was.limit_bytes) != (policy.limit_iops, policy.limit_bytes) {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
         self.iops
             .set_rate(now_ns, policy.limit_iops.map(|it| it as f64));
         self.bytes
@@ -201,6 +210,7 @@ impl DiskControl {
     /// Puts it into a group, or into none.
     pub fn set_group(&self, group: Option<Arc<Group>>) {
         *self.group.write().unwrap_or_else(PoisonError::into_inner) = group;
+        self.changes.fetch_add(1 << 32, Ordering::Release);
         self.domain.announce();
     }
 
@@ -208,6 +218,21 @@ impl DiskControl {
     pub fn group(&self) -> Option<Arc<Group>> {
         let group = self.group.read().unwrap_or_else(PoisonError::into_inner);
         group.clone()
+    }
+
+    /// Another number after every change of its limits, its group's included.
+    pub(crate) fn limits_changed(&self) -> u64 {
+        let group = self.group();
+        let of_group = group.map_or(0, |it| it.changes.load(Ordering::Acquire));
+        self.changes
+            .load(Ordering::Acquire)
+            .wrapping_add(of_group << 16)
+    }
+
+    /// Whether it, or its group, has a limit.
+    pub(crate) fn is_limited(&self) -> bool {
+        let group = self.group().is_some_and(|group| group.is_limited());
+        group || self.iops.is_limited() || self.bytes.is_limited()
     }
 
     /// What was counted on each worker.
@@ -232,10 +257,11 @@ impl DiskControl {
             meter.device.add_to(&mut all.device);
             meter.throttle.add_to(&mut all.throttle);
             meter.guest.add_to(&mut all.guest);
-            let instant = meter.unheld.load(Ordering::Relaxed);
-            #[allow(clippy::cast_possible_truncation)] // counts wrap around
-            all.throttle.add_instant(instant as u32);
         }
+        // Those that were not held are not counted one by one.
+        let unheld = all.device.count().wrapping_sub(all.throttle.count());
+        #[allow(clippy::cast_possible_truncation)] // counts wrap around
+        all.throttle.add_instant(unheld as u32);
         all
     }
 }
@@ -267,8 +293,6 @@ pub struct Meter {
     ios: AtomicU64,
     cost: AtomicU64,
     transfer_ns: AtomicU64,
-    /// Reads and writes that were not held.
-    unheld: AtomicU64,
     device_ns: AtomicU64,
     pub(crate) device: Latencies,
     pub(crate) throttle: Latencies,
@@ -345,10 +369,5 @@ impl Meter {
             add(&self.transfer_ns, transfer_ns.min(device_ns) * count);
         }
         self.device.count(device_ns, requests);
-    }
-
-    /// They were not held.
-    pub(crate) fn not_held(&self, requests: u32) {
-        crate::metrics::add(&self.unheld, requests.into());
     }
 }

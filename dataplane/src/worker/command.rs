@@ -15,6 +15,7 @@ use crate::backend::Backend;
 use crate::lifecycle::WriteTap;
 use crate::metrics::QueueLoad;
 use crate::net::bridge::Bridge;
+use crate::qos::domain::DiskControl;
 use crate::queue::RequestQueue;
 
 /// Something to do with a queue on its worker.
@@ -86,6 +87,14 @@ pub(crate) enum Command {
     /// Replies when nothing of the lane is in flight any more, and its guest has been shown that.
     Drain {
         lane: u32,
+        reply: Sender<()>,
+    },
+    /// Puts the lane under the control of its datastore, or takes it out; `worker` is this one's number
+    /// there.
+    SetQos {
+        lane: u32,
+        control: Option<Arc<DiskControl>>,
+        worker: usize,
         reply: Sender<()>,
     },
     /// No more when the worker has as many as it may have.
@@ -223,9 +232,15 @@ impl Core {
             } => {
                 let _ = reply.send(self.unlock_range(lane, mirrored_below));
             }
-            Command::Drain { lane, reply } => {
-                self.lane(lane).drains.push(reply);
-                self.tend(lane);
+            Command::Drain { lane, reply } => self.drain_lane(lane, reply),
+            Command::SetQos {
+                lane,
+                control,
+                worker,
+                reply,
+            } => {
+                self.set_qos(lane, control, worker);
+                let _ = reply.send(());
             }
             Command::AddBridge { bridge, reply } => {
                 let _ = reply.send(self.add_bridge(*bridge));

@@ -93,7 +93,11 @@ impl Core {
         if !self.active.is_empty() || !self.touched.is_empty() || !commands.is_empty() {
             return Ok(());
         }
-        if self.pool.can_go_on() || self.thin.has_work() || !self.bridges.are_quiet() {
+        if self.throttles_are_due()
+            || self.pool.can_go_on()
+            || self.thin.has_work()
+            || !self.bridges.are_quiet()
+        {
             return Ok(());
         }
         if self.stopping && self.slots.in_use() == 0 {
@@ -125,6 +129,7 @@ impl Core {
             .chain(turn)
             .chain(retry)
             .chain(self.bridges.next_event_ns())
+            .chain(self.throttle_wake_ns())
             .min()?;
         Some(Duration::from_nanos(due.saturating_sub(self.now_ns).max(1)))
     }

@@ -15,8 +15,8 @@ use crate::slots::{Slot, Stage};
 use crate::sys;
 
 impl Core {
-    /// Takes a request that was just popped.
-    pub(super) fn admit(&mut self, id: u32) {
+    /// Takes a request that may go on.
+    pub(super) fn enter(&mut self, id: u32) {
         let slot = self.slots.get(id);
         let (lane_id, op) = (slot.lane, slot.request.op);
         if op.changes() {
@@ -334,6 +334,9 @@ impl Core {
         if slot.request.op.changes() {
             self.landed(lane_id, id);
         }
+        if of(&self.lanes, lane_id).backend.delay_ns == 0 {
+            self.device_ended(id);
+        }
         let slot = self.slots.get(id);
         let waits = slot.tap_seq > 0
             && self.queue(slot.queue).leaving.is_none()
@@ -374,6 +377,7 @@ impl Core {
             self.tend(lane);
             return;
         }
+        self.device_ended(id);
         self.deliver(id);
     }
 
@@ -409,6 +413,9 @@ impl Core {
         lane.buffered_writes -= u32::from(std::mem::take(&mut slot.buffered));
         lane.counters
             .count(slot.request.op, slot.request.len_bytes, slot.status);
+        if slot.cost > 0 {
+            Core::guest_ended(lane, now_ns, slot.popped_ns);
+        }
         self.slots.release(id);
         self.poll_again(queue);
     }
@@ -448,7 +455,7 @@ impl Core {
         while let Some(&id) = self.tended.get(at) {
             let now_ns = self.now_ns;
             while let Some(slot) = self.lane(id).delays.take_due(now_ns) {
-                self.deliver(slot);
+                self.complete(slot);
             }
             if self.lane(id).tracking {
                 self.take_acknowledged(id);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::Sender;
 
 use super::flush::{FlushQueue, Flushes};
+use super::throttle::LaneQos;
 use crate::backend::Backend;
 use crate::backend::delay::DelayLine;
 use crate::lifecycle::WriteTap;
@@ -106,6 +107,8 @@ pub(crate) struct Lane {
     /// The turn to flush, shared with the disk's other lanes.
     pub flushes: Arc<Flushes>,
     pub flush: FlushQueue,
+    /// Its part in the control of its datastore, if that is under any.
+    pub qos: Option<LaneQos>,
 }
 
 impl Lane {
@@ -140,6 +143,7 @@ impl Lane {
             counters,
             flushes,
             flush: FlushQueue::default(),
+            qos: None,
         };
         lane.reserve();
         lane

@@ -20,7 +20,7 @@
 //! disk's queues is polled, unless it has a request that finds no room.
 
 use super::lane::{Gate, Lane, of};
-use super::{Core, Mode, QueueEntry};
+use super::{Core, Mode, QueueEntry, throttle};
 use crate::limits::{
     COPY_BUDGET, FETCH_BUDGET, FETCH_BYTES, LOOK_AHEAD, SLOT_SHARE, SPIN_MISSES, SPIN_SHORT,
 };
@@ -52,6 +52,9 @@ impl Core {
         let count = lane.polled.len();
         let start = if lane.next < count { lane.next } else { 0 };
         let mut room = room(lane);
+        if room.is_used_up() {
+            return;
+        }
         for at in (start..count).chain(0..start) {
             let id = self.lane(lane_id).polled[at];
             let now_ns = self.now_ns;
@@ -92,7 +95,8 @@ impl Core {
         let Some(entry) = self.queues[id as usize].as_mut() else {
             return 0;
         };
-        let lane = entry.lane;
+        let lane_id = entry.lane;
+        let lane = lane_id;
         let mut taken = std::mem::take(&mut self.taken);
         let budget = room.requests;
         let mut inbox = Inbox {
@@ -137,6 +141,7 @@ impl Core {
         }
         taken.clear();
         self.taken = taken;
+        self.count_instants(lane_id);
         match fetched {
             Fetched::Some(count) => count,
             Fetched::Broken => 0,
@@ -281,7 +286,10 @@ impl Core {
             self.unwatch(id);
             return true;
         }
-        let lane = entry.lane;
+        if self.park_full(id) {
+            return true;
+        }
+        let lane = self.queue(id).lane;
         let threads = of(&self.lanes, lane).buffered_writes > 0;
         let entry = self.queue(id);
         let quiet = if threads {
@@ -306,8 +314,9 @@ impl Core {
 /// it, and asks for more, while the worker copies on.
 fn room(lane: &Lane) -> Room {
     let copies = lane.backend.mapping().is_some();
+    let budget = if copies { COPY_BUDGET } else { FETCH_BUDGET };
     Room {
-        requests: if copies { COPY_BUDGET } else { FETCH_BUDGET },
+        requests: budget.min(throttle::room(lane)),
         bytes: FETCH_BYTES,
         share: SLOT_SHARE,
         held: lane.in_flight as usize,

@@ -64,6 +64,7 @@ impl Worker {
             .name(name.to_owned())
             .spawn(move || {
                 // The ring is made here: its only user is the thread that makes it.
+                crate::sys::set_exact_timers();
                 match Ring::new() {
                     Ok(ring) => {
                         let _ = ready.send(Ok(()));
