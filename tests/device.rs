@@ -45,5 +45,7 @@ mod stop;
 mod subblock;
 #[path = "device/thin.rs"]
 mod thin;
+#[path = "device/throttle.rs"]
+mod throttle;
 #[path = "device/tmpfs.rs"]
 mod tmpfs;

@@ -11,7 +11,7 @@ use crate::rig::{
 };
 
 /// Nanoseconds on a CPU of this process's threads of that name. Other tests run in the same process.
-fn cpu_ns(thread: &str) -> u64 {
+pub fn cpu_ns(thread: &str) -> u64 {
     let mut total = 0;
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
         let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();

@@ -195,6 +195,10 @@ impl RequestQueue for BlkQueue {
         !self.broken && self.ring.has_work()
     }
 
+    fn backlog(&self) -> u64 {
+        self.ring.waiting().unwrap_or(0) as u64
+    }
+
     fn recovering(&self) -> bool {
         !self.broken && self.ring.recovering() > 0
     }
