@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferry_bench::frontend::{BlkQueue, Op, Segment};
+use ferry_bench::frontend::{BlkQueue, Op, QueueOptions, Segment};
 use ferry_dataplane::clock::now_ns;
 use ferry_dataplane::disk::Service;
 use ferry_dataplane::qos::domain::{DiskControl, Domain, Group};
 use ferry_dataplane::qos::{CostModel, Medium, Policy};
 
 use crate::idle::cpu_ns;
-use crate::rig::{Guest, Host, MIB, Served, eventually, finish, memory_disk, slow};
+use crate::rig::{Guest, Host, MIB, Served, eventually, finish, memory_disk, options, slow};
 
 fn domain(host: &Host) -> Arc<Domain> {
     let workers = host.handles().len();
@@ -24,6 +24,15 @@ fn put(served: &Served, domain: &Arc<Domain>, policy: Policy) -> Arc<DiskControl
     control
 }
 
+/// A request takes one descriptor of the ring, so that many fit.
+fn guest(served: &Served, queues: u16) -> Guest {
+    let indirect = QueueOptions {
+        indirect: true,
+        ..QueueOptions::default().with_depth(128)
+    };
+    Guest::start_with(served, queues, options(), indirect)
+}
+
 fn limited(limit_iops: u64) -> Policy {
     Policy {
         limit_iops: Some(limit_iops),
@@ -31,8 +40,7 @@ fn limited(limit_iops: u64) -> Policy {
     }
 }
 
-/// Keeps `depth` reads asked for on each of the queues, for a time; when each ended, and the longest
-/// time for which nobody looked.
+/// Keeps `depth` reads asked for on each of the queues, for a time; when each ended.
 fn load(queues: &mut [(&mut BlkQueue, Segment)], depth: usize, time: Duration) -> Vec<u64> {
     for (queue, buffer) in queues.iter_mut() {
         for _ in queue.in_flight()..depth {
@@ -84,7 +92,7 @@ fn a_thousand(queues: u16, workers: usize, depth: usize) {
     let host = Host::named("limit", workers);
     let served = host.serve_as("disk", &memory_disk(MIB), queues, Service::Open);
     put(&served, &domain(&host), limited(1000));
-    let mut guests = [Guest::start(&served, queues)];
+    let mut guests = [guest(&served, queues)];
     let ends = load(
         &mut queues_of(&mut guests, 4096),
         depth,
@@ -97,16 +105,26 @@ fn a_thousand(queues: u16, workers: usize, depth: usize) {
     };
     // What its start lets through at once is over by then.
     let second = within(SECOND / 5, SECOND);
-    assert!((995..=1005).contains(&second), "{second} in a second");
-    // A burst of four, the one that is due, and those of the ten milliseconds. That nobody looked for a
-    // while puts ends together that were apart.
-    for &from in &ends {
+    // What is not made up for: that no worker had a processor for longer than a burst.
+    let gaps = ends.windows(2).map(|it| (it[1] - it[0]) / 1_000_000);
+    let lost: u64 = gaps.map(|gap_ms| gap_ms.saturating_sub(4)).sum();
+    let least = 995 - usize::try_from(lost).unwrap();
+    assert!(
+        (least..=1005).contains(&second),
+        "{second} in a second, {lost} ms lost"
+    );
+    // Those of ten milliseconds, a burst of four, and the one that is due. A worker or a client that
+    // had no processor for a while makes up for it: where there was such a gap, so many more.
+    for (at, &from) in ends.iter().enumerate() {
         let burst = within(from, SECOND / 100);
-        let looked = ends
-            .windows(2)
-            .filter(|it| it[0] >= from && it[1] < from + SECOND / 100);
-        let gap = looked.map(|it| it[1] - it[0]).max().unwrap_or(0);
-        assert!(burst <= 15 || gap > 3_000_000, "{burst} in 10 ms");
+        let first = ends.partition_point(|&it| it + SECOND / 50 < from);
+        let near = &ends[first.saturating_sub(1)..at + burst];
+        let gap_ns = near.windows(2).map(|it| it[1] - it[0]).max().unwrap_or(0);
+        let most = 15 + usize::try_from(gap_ns / 1_000_000).unwrap();
+        assert!(
+            burst <= most,
+            "{burst} in 10 ms, after at most {gap_ns} ns without one: {near:?}"
+        );
     }
     finish_all(&served, &mut guests);
 }
@@ -137,7 +155,7 @@ fn bytes_are_limited_and_large_requests_count_as_several() {
     };
     let domain = domain(&host);
     let control = put(&served, &domain, policy);
-    let mut guests = [Guest::start(&served, 1)];
+    let mut guests = [guest(&served, 1)];
     let seconds = Duration::from_millis(500);
     let ends = load(&mut queues_of(&mut guests, 256 << 10), 8, seconds);
     // 128 in half a second, and what begins at once.
@@ -163,7 +181,7 @@ fn a_window_is_shared_by_shares() {
             ..Policy::default()
         };
         let control = put(&served, &domain, shares);
-        guests.push(Guest::start(&served, 1));
+        guests.push(guest(&served, 1));
         disks.push((served, control));
     }
     domain.set_window(0, 7.5);
@@ -231,7 +249,7 @@ fn a_reservation_is_served_before_shares() {
         };
         let control = put(&served, &domain, policy);
         control.meters()[0].set_share(shares.into(), reservation);
-        guests.push(Guest::start(&served, 1));
+        guests.push(guest(&served, 1));
         disks.push(served);
     }
     domain.set_window(0, 2.0);
@@ -259,7 +277,7 @@ fn a_group_is_under_one_limit() {
     for name in ["a", "b"] {
         let served = host.serve_as(name, &memory_disk(MIB), 2, Service::Open);
         put(&served, &domain, Policy::default()).set_group(Some(group.clone()));
-        guests.push(Guest::start(&served, 2));
+        guests.push(guest(&served, 2));
         disks.push(served);
     }
     let ends = load(
@@ -286,7 +304,7 @@ fn what_is_held_back_is_not_polled_for() {
     let served = host.serve_as("disk", &memory_disk(MIB), 1, Service::Open);
     let domain = domain(&host);
     let control = put(&served, &domain, limited(20));
-    let mut guests = [Guest::start(&served, 1)];
+    let mut guests = [guest(&served, 1)];
     let buffer = guests[0].buffer(4096);
     for _ in 0..80 {
         guests[0].queues[0].submit(Op::Read, 0, &[buffer]).unwrap();
@@ -316,7 +334,7 @@ fn a_queue_that_is_stopped_waits_for_no_limit() {
     let served = host.serve_as("disk", &memory_disk(MIB), 1, Service::Open);
     let domain = domain(&host);
     let control = put(&served, &domain, limited(1));
-    let mut guest = Guest::start(&served, 1);
+    let mut guest = guest(&served, 1);
     let buffer = guest.buffer(4096);
     for _ in 0..100 {
         guest.queues[0].submit(Op::Read, 0, &[buffer]).unwrap();
@@ -340,7 +358,7 @@ fn a_disk_that_is_drained_waits_for_no_limit() {
     let host = Host::new(1);
     let served = host.serve_as("disk", &memory_disk(MIB), 1, Service::Open);
     put(&served, &domain(&host), limited(1));
-    let mut guests = [Guest::start(&served, 1)];
+    let mut guests = [guest(&served, 1)];
     let buffer = guests[0].buffer(4096);
     for _ in 0..100 {
         guests[0].queues[0].submit(Op::Write, 0, &[buffer]).unwrap();
