@@ -8,11 +8,15 @@
 mod rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ferry_bench::frontend::{Op, QueueOptions, Segment, Status};
 use ferry_dataplane::backend::{Backend, Store};
+use ferry_dataplane::clock::now_ns;
+use ferry_dataplane::qos::domain::{DiskControl, Domain};
+use ferry_dataplane::qos::{CostModel, Medium, Policy};
 use rig::{Guest, Host, MIB, PATIENCE, eventually, memory_disk, options, poll_for, slow};
 
 /// The system's allocator, with a count of what one thread asks of it.
@@ -110,11 +114,31 @@ fn a_worker_allocates_nothing_for_requests() {
     };
     let host = Host::named("counted", 1);
     let image = host.image("image", 8 * MIB);
-    for (name, backend) in [
-        ("memory", memory_disk(8 * MIB)),
-        ("null", Backend::new(null, false)),
-        ("image", image),
-        ("slow", slow(memory_disk(8 * MIB), 2)),
+    let datastore = Arc::new(Domain::new(1, CostModel::Size, Medium::Ssd));
+    let shared = |limit_iops| {
+        let policy = Policy {
+            limit_iops,
+            ..Policy::default()
+        };
+        Some(Arc::new(DiskControl::new(
+            datastore.clone(),
+            now_ns(),
+            policy,
+        )))
+    };
+    for (name, backend, control, window) in [
+        ("memory", memory_disk(8 * MIB), None, f64::INFINITY),
+        ("null", Backend::new(null, false), None, f64::INFINITY),
+        ("image", image.clone(), None, f64::INFINITY),
+        ("slow", slow(memory_disk(8 * MIB), 2), None, f64::INFINITY),
+        ("counted", image.clone(), shared(None), f64::INFINITY),
+        ("windowed", image, shared(None), 3.5),
+        (
+            "limited",
+            memory_disk(8 * MIB),
+            shared(Some(40_000)),
+            f64::INFINITY,
+        ),
     ] {
         let served = host.serve_as(
             &format!("{name}.sock"),
@@ -122,6 +146,9 @@ fn a_worker_allocates_nothing_for_requests() {
             2,
             ferry_dataplane::disk::Service::Open,
         );
+        served.device.disk().set_qos(control.as_ref()).unwrap();
+        datastore.set_window(0, window);
+        datastore.announce();
         let queue = QueueOptions {
             depth: DEPTH,
             segments_max: 4,

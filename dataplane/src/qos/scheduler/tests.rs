@@ -227,3 +227,34 @@ fn a_client_that_leaves_takes_what_it_offered() {
     assert!(scheduler.is_empty());
     assert_eq!(scheduler.add(), leaves, "its place is free");
 }
+
+#[test]
+fn a_share_is_not_saved_up() {
+    let mut scheduler = Scheduler::new();
+    let clients = [scheduler.add(), scheduler.add()];
+    for client in clients {
+        scheduler.set_share(client, 100.0, 0.0);
+    }
+    scheduler.set_window(0, 1.0);
+    let head = Head {
+        cost: COST_ONE,
+        eligible_ns: 0,
+    };
+    let mut serve = |now, scheduler: &mut Scheduler| {
+        let Next::Go(client) = scheduler.next(now) else {
+            panic!("one slot is free");
+        };
+        scheduler.done(now, COST_ONE);
+        scheduler.offer(now, client, head);
+        client
+    };
+    // One is alone for a long time, and then the other comes.
+    scheduler.offer(0, clients[0], head);
+    for now in 1..10_000 {
+        serve(now, &mut scheduler);
+    }
+    scheduler.offer(10_000, clients[1], head);
+    let late = (10_000..10_100).filter(|&now| serve(now, &mut scheduler) == clients[1]);
+    let late = late.count();
+    assert!((50..=55).contains(&late), "{late} of 100");
+}
