@@ -9,6 +9,7 @@ mod client;
 mod idle;
 mod nics;
 mod server;
+mod throttle;
 mod wake;
 mod workers;
 
@@ -22,6 +23,7 @@ use crate::sys;
 
 pub use idle::{Idle, Quiet};
 pub use nics::Nics;
+pub use throttle::Throttled;
 pub use wake::Wake;
 pub use workers::Workers;
 
@@ -38,6 +40,8 @@ pub enum Part {
     Workers,
     /// A busy pair of NICs alone, and among many on a switch.
     Nics,
+    /// A busy disk among many, with and without I/O control.
+    Throttle,
 }
 
 /// A run of `ferry-bench scale`.
@@ -45,6 +49,9 @@ pub enum Part {
 pub struct ScalePlan {
     /// The `ferry` program.
     pub server: PathBuf,
+    /// Another `ferry` program, of an earlier commit for instance, that [`Part::Throttle`] is compared
+    /// with.
+    pub base: Option<PathBuf>,
     /// Idle disks beside the busy one.
     pub disks: usize,
     /// NICs on a switch, the busy pair among them.
@@ -94,6 +101,9 @@ pub struct Report {
     /// See [`Part::Nics`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nics: Option<Nics>,
+    /// See [`Part::Throttle`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<Throttled>,
 }
 
 /// Which core the server is on, and which the client; none where there is one for both.
@@ -150,6 +160,10 @@ pub fn run(plan: &ScalePlan, told: &mut dyn FnMut(&str)) -> Result<Report, Bench
                 told("a busy pair of NICs, alone and among idle ones on a switch");
                 report.nics = Some(nics::among(plan, cores)?);
             }
+            Part::Throttle => {
+                told("a busy disk among idle ones, with and without I/O control");
+                report.throttle = Some(throttle::measure(plan, cores)?);
+            }
         }
     }
     Ok(report)
@@ -171,6 +185,9 @@ impl Report {
         }
         if let Some(nics) = &self.nics {
             lines.extend(nics.lines());
+        }
+        if let Some(throttle) = &self.throttle {
+            lines.extend(throttle.lines());
         }
         lines.join("\n")
     }

@@ -18,6 +18,8 @@ enum Named {
     Workers,
     /// A busy pair of NICs alone, and among idle ones on a switch
     Nics,
+    /// A busy disk among many, with and without I/O control
+    Throttle,
 }
 
 #[derive(Debug, clap::Args)]
@@ -25,6 +27,9 @@ pub(super) struct Args {
     /// The ferry program; the one beside this one unless given
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
+    /// Another ferry program, of an earlier commit for instance, to compare I/O control's cost with
+    #[arg(long, value_name = "PATH")]
+    base: Option<PathBuf>,
     /// Idle disks beside the busy one
     #[arg(long, default_value_t = 1000)]
     disks: usize,
@@ -53,6 +58,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
     };
     let plan = ScalePlan {
         server: args.server.map_or_else(beside_us, Ok)?,
+        base: args.base,
         disks: args.disks,
         nics: args.nics,
         rounds: args.rounds,
@@ -65,6 +71,7 @@ pub(super) fn run(args: Args) -> Result<bool, BenchError> {
                 Named::Wake => Part::Wake,
                 Named::Workers => Part::Workers,
                 Named::Nics => Part::Nics,
+                Named::Throttle => Part::Throttle,
             })
             .collect(),
     };

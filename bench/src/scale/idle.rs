@@ -94,7 +94,7 @@ pub(super) fn load(
     blk::run(&plan, &mut Silent)
 }
 
-const ALWAYS: Duration = Duration::from_secs(1);
+pub(super) const ALWAYS: Duration = Duration::from_secs(1);
 
 pub(super) fn beside(plan: &ScalePlan, cores: Cores) -> Result<Idle, BenchError> {
     let shape = |disks| Shape {

@@ -17,6 +17,8 @@ pub(super) struct Shape<'a> {
     /// As `ferry disk add --path` takes it.
     pub disk: &'a str,
     pub queues: u16,
+    /// More of each disk's settings, a line each.
+    pub each: &'a str,
     /// NICs of one switch.
     pub nics: usize,
     /// The core it runs on.
@@ -58,8 +60,8 @@ impl Server {
         );
         for at in 0..shape.disks {
             text += &format!(
-                "[[disk]]\nid = \"d{at}\"\npath = {:?}\nnum_queues = {}\n",
-                shape.disk, shape.queues
+                "[[disk]]\nid = \"d{at}\"\npath = {:?}\nnum_queues = {}\n{}",
+                shape.disk, shape.queues, shape.each
             );
         }
         if shape.nics > 0 {
