@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crate::buffer::AlignedBuf;
 use crate::lifecycle::Geometry;
+use delay::Bottleneck;
 use file::Image;
 use mapped::Mapping;
 use memory::MemoryDisk;
@@ -59,6 +60,8 @@ pub struct Backend {
     pub store: Store,
     /// Service time added to every request, in nanoseconds; for tests.
     pub delay_ns: u64,
+    /// With it, that time is one of a server's, for each 32 KiB: requests queue for those.
+    pub bottleneck: Option<Arc<Bottleneck>>,
     /// Writes are refused.
     pub read_only: bool,
     /// Guest memory is registered with the ring, and so pinned: less work for each request. A guest
@@ -72,6 +75,7 @@ impl Backend {
         Backend {
             store,
             delay_ns: 0,
+            bottleneck: None,
             read_only,
             pin_guest_memory: false,
         }

@@ -26,7 +26,8 @@
 //!
 //! Control reaches a worker as bounded messages between two polls. Time is read in one place
 //! ([`clock`]) and passed on. Every bound has a name ([`limits`]). Unsafe code is in `ring`, `sys`,
-//! `buffer`, `guard`, `segments`, `backend::mapped` and `backend::thin::storage` alone.
+//! `buffer`, `guard`, `segments`, `backend::mapped`, `backend::delay::words` and
+//! `backend::thin::storage` alone.
 
 pub mod backend;
 pub mod buffer;

@@ -77,7 +77,7 @@ pub(crate) struct Slot {
     pub at_device: bool,
     pub popped_ns: u64,
     pub began_ns: u64,
-    /// When a delayed completion is due.
+    /// When a delayed completion is due; before it is done, when its bottleneck is done with it.
     pub due_ns: u64,
     /// Made durable by a flush of its own before it ends.
     pub flush_after: bool,
@@ -227,6 +227,7 @@ impl SlotTable {
         slot.started = false;
         slot.tap_seq = 0;
         slot.tapped_ns = 0;
+        slot.due_ns = 0;
         slot.flush_after = false;
         slot.buffered = false;
         Some(id)

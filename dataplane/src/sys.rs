@@ -64,6 +64,19 @@ pub fn set_exact_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
 }
 
+/// Nanoseconds on the clock that all processes of this host share, since it started.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one `timespec`, which lives through it. It cannot fail: Linux has the
+    // clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let part = |number: i64| u64::try_from(number).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
 /// Deallocates or zeroes a range of a file or block device.
 pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
     let (Ok(start), Ok(len)) = (

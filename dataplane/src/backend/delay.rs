@@ -1,11 +1,20 @@
-//! Service time added to every request of a disk. The delay is one constant for the disk, so the
-//! requests leave in the order in which they came, and a queue is all it takes.
+//! Service time added to the requests of a disk: a constant for each, or what a [`Bottleneck`] takes
+//! that the disk shares with others.
+//!
+//! A request waits out its time after its real I/O. Where the time is a constant, requests leave in
+//! the order in which they came here. A bottleneck is asked when the request starts, and the I/O of
+//! one that started later may end earlier.
+
+pub mod bottleneck;
+mod words;
 
 use std::collections::VecDeque;
 
 use crate::limits::SLOTS_PER_WORKER;
 
-/// Finished requests that wait out their delay.
+pub use bottleneck::Bottleneck;
+
+/// Finished requests that wait out their delay, the next one due first.
 #[derive(Debug, Default)]
 pub(crate) struct DelayLine {
     waiting: VecDeque<(u64, u32)>,
@@ -17,9 +26,10 @@ impl DelayLine {
         self.waiting.reserve(SLOTS_PER_WORKER);
     }
 
-    /// Holds slot `id` until `due_ns`, which never goes back within one disk.
+    /// Holds slot `id` until `due_ns`. They come almost in order, so that little is moved.
     pub fn hold(&mut self, due_ns: u64, id: u32) {
-        self.waiting.push_back((due_ns, id));
+        let at = self.waiting.partition_point(|&(due, _)| due <= due_ns);
+        self.waiting.insert(at, (due_ns, id));
     }
 
     /// The next slot whose time has come.

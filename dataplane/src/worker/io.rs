@@ -89,6 +89,10 @@ impl Core {
             lane.started.push(id);
             lane.partial += u32::from(partial);
         }
+        if let Some(device) = &lane.backend.bottleneck {
+            let len_bytes = slot.request.len_bytes;
+            slot.due_ns = device.serve(self.now_ns, lane.backend.delay_ns, op, len_bytes);
+        }
         if op == Op::Flush {
             return self.start_flush(id);
         }
@@ -371,7 +375,10 @@ impl Core {
         let lane = of_mut(&mut self.lanes, slot.lane);
         if lane.backend.delay_ns > 0 && slot.stage != Stage::Delayed {
             slot.stage = Stage::Delayed;
-            slot.due_ns = now_ns + lane.backend.delay_ns;
+            slot.due_ns = match lane.backend.bottleneck {
+                Some(_) => slot.due_ns.max(now_ns),
+                None => now_ns + lane.backend.delay_ns,
+            };
             lane.delays.hold(slot.due_ns, id);
             let lane = slot.lane;
             self.tend(lane);
