@@ -1,20 +1,25 @@
 //! What a user calls a disk: a path, or one of the words for disks that are no file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use ferry_dataplane::backend::delay::Bottleneck;
+use ferry_dataplane::backend::delay::bottleneck::SERVERS_MAX;
 use ferry_dataplane::backend::file::{Cache, Image};
 use ferry_dataplane::backend::memory::MemoryDisk;
 use ferry_dataplane::backend::thin::ThinImage;
 use ferry_dataplane::backend::{Backend, Store};
+use ferry_dataplane::lifecycle::Geometry;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
 
-/// `PATH`, `qcow2:PATH`, `memory:SIZE`, `null:SIZE`, or `delay:MILLISECONDS:` before one of these.
+/// `PATH`, `qcow2:PATH`, `memory:SIZE`, `null:SIZE`, or `delay:MILLISECONDS:` before one of these;
+/// `delay:MILLISECONDSxSERVERS:` before one of the first two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskSpec {
@@ -22,6 +27,9 @@ pub struct DiskSpec {
     pub kind: DiskKind,
     /// Service time added to each request, in nanoseconds; for tests.
     pub delay_ns: u64,
+    /// How many requests of the images in one directory are served at a time; for tests. All of
+    /// them, where it is not given.
+    pub servers: Option<u16>,
 }
 
 /// See [`DiskSpec`].
@@ -76,17 +84,14 @@ impl FromStr for DiskSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<DiskSpec, String> {
-        let (delay_ns, rest) = match text.strip_prefix("delay:") {
-            None => (0, text),
+        let (delay_ns, servers, rest) = match text.strip_prefix("delay:") {
+            None => (0, None, text),
             Some(rest) => {
-                let (ms, rest) = rest.split_once(':').ok_or("use delay:MILLISECONDS:DISK")?;
-                let ms: f64 = ms.parse().map_err(|_| format!("{ms:?} is not a number"))?;
-                if !(0.0..=60_000.0).contains(&ms) {
-                    return Err("a delay is 0 to 60000 milliseconds".into());
-                }
-                #[expect(clippy::cast_possible_truncation, reason = "bounded just above")]
-                #[expect(clippy::cast_sign_loss, reason = "bounded just above")]
-                ((ms * 1e6) as u64, rest)
+                let (delay, rest) = rest
+                    .split_once(':')
+                    .ok_or("use delay:MILLISECONDS:DISK or delay:MILLISECONDSxSERVERS:DISK")?;
+                let (delay_ns, servers) = parse_delay(delay)?;
+                (delay_ns, servers, rest)
             }
         };
         let kind = if let Some(size) = rest.strip_prefix("memory:") {
@@ -103,7 +108,16 @@ impl FromStr for DiskSpec {
         } else {
             DiskKind::Path(rest.into())
         };
-        Ok(DiskSpec { kind, delay_ns })
+        if servers.is_some() && matches!(kind, DiskKind::Memory(_) | DiskKind::Null(_)) {
+            return Err(format!(
+                "{rest} is in no directory, whose disks share the servers: use delay:MILLISECONDS:{rest}"
+            ));
+        }
+        Ok(DiskSpec {
+            kind,
+            delay_ns,
+            servers,
+        })
     }
 }
 
@@ -123,8 +137,11 @@ impl From<DiskSpec> for String {
 
 impl fmt::Display for DiskSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.delay_ns > 0 {
-            write!(f, "delay:{}:", self.delay_ns as f64 / 1e6)?;
+        let delay_ms = self.delay_ns as f64 / 1e6;
+        match self.servers {
+            Some(servers) => write!(f, "delay:{delay_ms}x{servers}:")?,
+            None if self.delay_ns > 0 => write!(f, "delay:{delay_ms}:")?,
+            None => {}
         }
         match &self.kind {
             DiskKind::Path(path) => path.display().fmt(f),
@@ -171,17 +188,77 @@ impl DiskSpec {
                 capacity_bytes: *bytes,
             },
         };
-        Ok(self.backend(store, usage))
+        self.backend(store, usage)
     }
 
-    /// A store used as this spec says.
-    pub fn backend(&self, store: Store, usage: Usage) -> Backend {
+    /// A store of bytes used as this spec says.
+    pub fn backend(&self, store: Store, usage: Usage) -> Done<Backend> {
+        let bottleneck = match (self.servers, self.path()) {
+            (Some(servers), Some(path)) => Some(Arc::new(bottleneck(path, servers)?)),
+            _ => None,
+        };
+        Ok(Backend {
+            bottleneck,
+            ..self.without(store, usage)
+        })
+    }
+
+    /// The disk before its bytes are there, or after: nothing is served of it.
+    pub fn pending(&self, geometry: Geometry, usage: Usage) -> Backend {
+        let store = Store::Pending {
+            capacity_bytes: geometry.capacity_bytes,
+            block_bytes: geometry.block_bytes,
+        };
+        self.without(store, usage)
+    }
+
+    /// Without a bottleneck.
+    fn without(&self, store: Store, usage: Usage) -> Backend {
         Backend {
             delay_ns: self.delay_ns,
             pin_guest_memory: usage.pin_guest_memory,
             ..Backend::new(store, usage.read_only)
         }
     }
+}
+
+/// Milliseconds, or milliseconds and servers.
+fn parse_delay(text: &str) -> Result<(u64, Option<u16>), String> {
+    let (ms, servers) = match text.split_once('x') {
+        None => (text, None),
+        Some((ms, servers)) => (ms, Some(servers)),
+    };
+    let ms: f64 = ms.parse().map_err(|_| format!("{ms:?} is not a number"))?;
+    #[expect(clippy::cast_possible_truncation, reason = "bounded just below")]
+    #[expect(clippy::cast_sign_loss, reason = "bounded just below")]
+    let delay_ns = (ms * 1e6) as u64;
+    let Some(servers) = servers else {
+        if !(0.0..=60_000.0).contains(&ms) {
+            return Err("a delay is 0 to 60000 milliseconds".into());
+        }
+        return Ok((delay_ns, None));
+    };
+    if !(0.001..=1000.0).contains(&ms) {
+        return Err("a server takes 0.001 to 1000 milliseconds".into());
+    }
+    match servers.parse() {
+        Ok(servers @ 1..=SERVERS_MAX) => Ok((delay_ns, Some(servers))),
+        _ => Err(format!(
+            "{servers:?} is not a number of servers; use 1 to {SERVERS_MAX}"
+        )),
+    }
+}
+
+/// That of the directory that an image is in.
+fn bottleneck(image: &Path, servers: u16) -> Done<Bottleneck> {
+    let failed = |why: String| {
+        let image = image.display();
+        Failure::Failed(format!("the servers of {image} cannot be shared: {why}"))
+    };
+    let path = fs::canonicalize(image).map_err(|error| failed(error.to_string()))?;
+    let dir = path.parent().filter(|_| path.is_file());
+    let dir = dir.ok_or_else(|| failed("it is no file".into()))?;
+    Bottleneck::open(dir, servers).map_err(|error| failed(error.to_string()))
 }
 
 fn whole_sectors(text: &str) -> Result<u64, String> {
@@ -230,6 +307,10 @@ mod tests {
             (slow.delay_ns, slow.to_string()),
             (2_500_000, "delay:2.5:/a".into())
         );
+        let narrow: DiskSpec = "delay:0.5x8:qcow2:/a:x".parse().unwrap();
+        assert_eq!((narrow.delay_ns, narrow.servers), (500_000, Some(8)));
+        assert_eq!(narrow.to_string(), "delay:0.5x8:qcow2:/a:x");
+        assert_eq!(slow.servers, None);
         for bad in [
             "",
             "memory:",
@@ -238,6 +319,18 @@ mod tests {
             "qcow2:",
             "delay:x:/a",
             "delay:5",
+            "delay:nan:/a",
+            "delay:-1:/a",
+            "delay:2x:/a",
+            "delay:2x0:/a",
+            "delay:2x257:/a",
+            "delay:2x8x8:/a",
+            "delay:0x8:/a",
+            "delay:1001x8:/a",
+            "delay:nanx8:/a",
+            "delay:2x8:",
+            "delay:2x8:memory:1M",
+            "delay:2x8:null:1M",
             "null:99999999T",
         ] {
             assert!(bad.parse::<DiskSpec>().is_err(), "{bad}");

@@ -9,6 +9,8 @@
 
 #[path = "device/balance.rs"]
 mod balance;
+#[path = "device/bottleneck.rs"]
+mod bottleneck;
 #[path = "device/gate.rs"]
 mod gate;
 #[path = "device/hostile.rs"]

@@ -134,13 +134,7 @@ impl Served {
     /// A backend without bytes, of the size the disk has or will have.
     pub fn pending(&self) -> Backend {
         let geometry = self.device.disk().geometry();
-        self.config.path.backend(
-            Store::Pending {
-                capacity_bytes: geometry.capacity_bytes,
-                block_bytes: geometry.block_bytes,
-            },
-            self.config.usage(),
-        )
+        self.config.path.pending(geometry, self.config.usage())
     }
 
     /// Lets go of the image: nothing is served from it, no request waits to activate it, and its
@@ -353,6 +347,7 @@ mod tests {
             Store::Image(Image::create(path, MIB).unwrap().into()),
             config.usage(),
         );
+        let backend = backend.unwrap();
         let disk = Disk::new(&backend, &[worker.handle()], 0, 1, Service::Held).unwrap();
         let options = BlkOptions {
             name: "d".into(),
@@ -421,7 +416,8 @@ mod tests {
         let backend = served
             .config
             .path
-            .backend(Store::Image(image), served.config.usage());
+            .backend(Store::Image(image), served.config.usage())
+            .unwrap();
         served.device.disk().set_backend(&backend).unwrap();
         ownership.grant(migration, epoch, Vec::new()).unwrap();
         ownership

@@ -308,7 +308,8 @@ impl DestinationHost for Daemon {
         let backend = served
             .config
             .path
-            .backend(Store::Image(image), served.config.usage());
+            .backend(Store::Image(image), served.config.usage())
+            .map_err(|error| error.to_string())?;
         served
             .device
             .disk()

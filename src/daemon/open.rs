@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ferry_dataplane::backend::{Backend, Store};
+use ferry_dataplane::backend::Backend;
 use ferry_dataplane::disk::Service;
+use ferry_dataplane::lifecycle::Geometry;
 use ferry_migration::ids::DiskId;
 use ferry_migration::lease::chain;
 use ferry_migration::lease::ownership::Applied;
@@ -128,11 +129,12 @@ impl Daemon {
                 if config.incoming =>
             {
                 let capacity_bytes = config.size.unwrap_or_default();
-                let store = Store::Pending {
+                let geometry = Geometry {
                     capacity_bytes,
                     block_bytes: 512,
                 };
-                Ok((config.path.backend(store, config.usage()), Service::Held))
+                let pending = config.path.pending(geometry, config.usage());
+                Ok((pending, Service::Held))
             }
             Restart::Serve if config.incoming && !origin.is_start() => refused(format!(
                 "disk {id} is here already, at epoch {epoch}; add it without --incoming"

@@ -4,9 +4,8 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
-use ferry_dataplane::backend::Store;
 use ferry_dataplane::disk::Service;
-use ferry_dataplane::lifecycle::DiskLifecycle;
+use ferry_dataplane::lifecycle::{DiskLifecycle, Geometry};
 use ferry_migration::ids::{DaemonId, MigrationId};
 use ferry_migration::lease::chain::{self, Dir, Link, Shelf};
 use ferry_migration::lease::ownership::Applied;
@@ -264,11 +263,11 @@ fn pending(
     config: &DiskConfig,
     place: &Place,
 ) -> std::io::Result<ferry_dataplane::backend::Backend> {
-    let store = Store::Pending {
+    let geometry = Geometry {
         capacity_bytes: fs::metadata(&place.path)?.len(),
         block_bytes: 512,
     };
-    Ok(config.path.backend(store, config.usage()))
+    Ok(config.path.pending(geometry, config.usage()))
 }
 
 /// Brings the record in line with the claims, which have the last word.
