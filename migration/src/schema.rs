@@ -6,6 +6,8 @@
 pub mod blk_v1;
 pub mod net;
 pub mod net_v1;
+pub mod qos;
+pub mod qos_v1;
 pub mod queue_v1;
 
 use ferry_dataplane::lifecycle::Geometry;
@@ -14,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use crate::envelope::{self, EnvelopeError, OPTIONAL, Section};
 use blk_v1::BlkV1;
+use qos::{Qos, check_qos};
+use qos_v1::QosV1;
 use queue_v1::QueueV1;
 
 /// Section kind of a block device.
@@ -24,6 +28,8 @@ pub const KIND_QUEUE: u16 = 2;
 pub const KIND_NET: u16 = 3;
 /// Section kind of frames in hand.
 pub const KIND_FRAMES: u16 = 4;
+/// Section kind of what a disk is to get of its datastore. Without it the device is the same.
+pub const KIND_QOS: u16 = 5 | OPTIONAL;
 
 /// More queues than any front-end drives.
 pub const QUEUES_MAX: u16 = 256;
@@ -62,6 +68,8 @@ pub struct BlkState {
     pub blk: BlkV1,
     /// Its queues, by index, without gaps.
     pub queues: Vec<QueueV1>,
+    /// What it is to get of its datastore; `None` where whoever wrote the state did not say.
+    pub qos: Option<Qos>,
 }
 
 impl BlkState {
@@ -78,7 +86,17 @@ impl BlkState {
         for (at, queue) in queues.iter().enumerate() {
             check_queue(at, queue)?;
         }
-        Ok(BlkState { blk, queues })
+        Ok(BlkState {
+            blk,
+            queues,
+            qos: None,
+        })
+    }
+
+    /// The same with what the disk is to get, checked too.
+    pub fn with_qos(self, qos: Option<Qos>) -> Result<BlkState, SchemaError> {
+        qos.iter().try_for_each(check_qos)?;
+        Ok(BlkState { qos, ..self })
     }
 
     /// The state as an envelope.
@@ -95,6 +113,13 @@ impl BlkState {
                 bytes: body(queue)?,
             });
         }
+        if let Some(qos) = &self.qos {
+            sections.push(Section {
+                kind: KIND_QOS,
+                version: 1,
+                bytes: body(&qos.to_v1())?,
+            });
+        }
         Ok(envelope::encode(&sections)?)
     }
 
@@ -102,11 +127,16 @@ impl BlkState {
     pub fn decode(bytes: &[u8]) -> Result<BlkState, SchemaError> {
         let mut blk = None;
         let mut queues = Vec::new();
+        let mut qos = None;
         for section in envelope::decode(bytes)? {
             match (section.kind, section.version) {
                 (KIND_BLK, 1) if blk.is_none() => blk = Some(parse::<BlkV1>(&section)?),
                 (KIND_BLK, 1) => return Err(invalid("it describes two devices".into())),
                 (KIND_QUEUE, 1) => queues.push(parse::<QueueV1>(&section)?),
+                (KIND_QOS, 1) if qos.is_none() => {
+                    qos = Some(Qos::from_v1(parse::<QosV1>(&section)?)?);
+                }
+                (KIND_QOS, 1) => return Err(invalid("it has two shares of its datastore".into())),
                 (kind, _) if kind & OPTIONAL != 0 => {}
                 (kind, version) => return Err(SchemaError::Unknown { kind, version }),
             }
@@ -114,7 +144,8 @@ impl BlkState {
         BlkState::new(
             blk.ok_or_else(|| invalid("it describes no block device".into()))?,
             queues,
-        )
+        )?
+        .with_qos(qos)
     }
 }
 

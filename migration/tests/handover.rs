@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ferry_dataplane::qos::Policy;
 use ferry_migration::lease::Restart;
 use ferry_migration::phase::Phase;
+use ferry_migration::schema::qos::Qos;
 use ferry_migration::source::{self, SourceError, SourcePhase};
 use support::{FakeHost, MIB, Net, World, disk_id, wait_for};
 
@@ -30,6 +32,26 @@ fn an_idle_disk_moves_and_is_equal() {
         Phase::Serving { epoch: 2, .. }
     ));
     assert_eq!(world.host.activated.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn shares_limits_and_credit_move_with_the_disk() {
+    let world = World::new(MIB);
+    let qos = Qos {
+        policy: Policy {
+            shares: 2000,
+            limit_iops: Some(1000),
+            limit_bytes: None,
+            reservation_iops: 100,
+        },
+        credit_ns: 1_234_567,
+        group: Some("vm".into()),
+    };
+    *world.disk.qos.lock().unwrap() = Some(qos.clone());
+    let handle = world.move_all();
+    assert_eq!(*world.host.device().qos.lock().unwrap(), Some(qos));
+    assert!(world.host.device().first_descriptor());
+    assert_eq!(handle.wait_end(LONG).unwrap().phase, SourcePhase::Moved);
 }
 
 #[test]

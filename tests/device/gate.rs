@@ -1,12 +1,13 @@
 //! In and out of service: a held disk lets its requests wait, and none fails.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ferry_bench::frontend::{GuestMemory, Op, QueueOptions, Status, VmmOptions};
 use ferry_dataplane::disk::Service;
 use ferry_dataplane::lifecycle::{DiskLifecycle, LifecycleError};
+use ferry_vhost::blk::qos::{Qos, QosKeeper};
 
 use crate::rig::{
     Answer, Guest, Host, MIB, assert_clean, code, eventually, finish, load, memory_disk, options,
@@ -300,4 +301,50 @@ fn a_state_that_does_not_fit_is_refused_and_changes_nothing() {
     assert!(target.device.import(&state).is_err());
     drop(running);
     eventually("the import", || target.device.import(&state).is_ok());
+}
+
+/// Keeps what a disk is to get, as a daemon does.
+#[derive(Default)]
+struct Keeper(Mutex<Option<Qos>>);
+
+impl QosKeeper for Keeper {
+    fn qos(&self) -> Option<Qos> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn take_qos(&self, qos: Qos) {
+        *self.0.lock().unwrap() = Some(qos);
+    }
+}
+
+#[test]
+fn shares_and_credit_go_with_the_state() {
+    let host = Host::new(1);
+    let source = host.serve_as("source", &memory_disk(MIB), 1, Service::Held);
+    let target = host.serve_as("target", &memory_disk(MIB), 1, Service::Held);
+    let other = host.serve_as("other", &memory_disk(2 * MIB), 1, Service::Held);
+    let (keeper, kept, untold) = <(Arc<Keeper>, Arc<Keeper>, Arc<Keeper>)>::default();
+    target.device.keep_qos(kept.clone());
+    other.device.keep_qos(untold.clone());
+    // Of a disk that nothing was said of, or that nobody asks, nothing is said.
+    let plain = source.device.export().unwrap();
+    source.device.keep_qos(keeper.clone());
+    assert_eq!(source.device.export().unwrap(), plain);
+    target.device.import(&plain).unwrap();
+    assert_eq!(kept.qos(), None);
+    let mut qos = Qos {
+        credit_ns: 5_000_000,
+        group: Some("vm".into()),
+        ..Qos::default()
+    };
+    qos.policy.limit_iops = Some(1000);
+    keeper.take_qos(qos.clone());
+    let state = source.device.export().unwrap();
+    target.device.import(&state).unwrap();
+    assert_eq!(kept.qos(), Some(qos.clone()));
+    // What came without changes nothing; a state that is refused does not either.
+    target.device.import(&plain).unwrap();
+    assert_eq!(kept.qos(), Some(qos));
+    assert!(other.device.import(&state).is_err());
+    assert_eq!(untold.qos(), None);
 }

@@ -5,5 +5,6 @@ pub mod device;
 mod expected;
 mod lifecycle;
 pub mod parse;
+pub mod qos;
 pub mod queue;
 pub mod resize;

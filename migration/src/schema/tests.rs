@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn sample() -> BlkState {
+pub(super) fn sample() -> BlkState {
     let blk = BlkV1 {
         capacity_bytes: 1 << 30,
         block_bytes: 4096,
@@ -122,16 +122,21 @@ proptest! {
         prop_assert!(BlkState::decode(&bytes).is_err());
     }
 
-    /// Behind a right checksum too: noise as sections of every known kind.
+    /// Behind a right checksum too: noise as sections of every known kind, beside a device.
     #[test]
     fn noise_in_sections_does_not_panic(
         bodies in prop::collection::vec(
-            (1u16..4, 0u16..3, prop::collection::vec(any::<u8>(), 0..60)), 0..5),
+            (prop_oneof![1u16..4, Just(KIND_QOS)], 0u16..3, prop::collection::vec(any::<u8>(), 0..60)), 0..5),
     ) {
-        let sections: Vec<Section> = bodies
+        let noise: Vec<Section> = bodies
             .into_iter()
             .map(|(kind, version, bytes)| Section { kind, version, bytes })
             .collect();
-        let _ = BlkState::decode(&envelope::encode(&sections).unwrap());
+        let _ = BlkState::decode(&envelope::encode(&noise).unwrap());
+        let mut sections = envelope::decode(&sample().encode().unwrap()).unwrap();
+        sections.extend(noise);
+        if let Ok(state) = BlkState::decode(&envelope::encode(&sections).unwrap()) {
+            prop_assert!(state.qos.iter().all(|qos| check_qos(qos).is_ok()));
+        }
     }
 }

@@ -13,7 +13,7 @@ use ferry_dataplane::lifecycle::{
     ActivationHook, DiskLifecycle, Geometry, LifecycleError, RestartHook, RingView, TapEvent,
     WriteTap,
 };
-use ferry_migration::schema::{BlkState, blk_v1::BlkV1, queue_v1::QueueV1};
+use ferry_migration::schema::{BlkState, blk_v1::BlkV1, qos::Qos, queue_v1::QueueV1};
 
 use super::Rng;
 
@@ -56,6 +56,8 @@ pub struct FakeDisk {
     pub longest_us: AtomicU64,
     /// Reads fail from now on.
     pub broken: AtomicBool,
+    /// What it is to get of its datastore.
+    pub qos: Mutex<Option<Qos>>,
 }
 
 impl FakeDisk {
@@ -79,6 +81,7 @@ impl FakeDisk {
             completed: AtomicU64::new(0),
             longest_us: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            qos: Mutex::default(),
         })
     }
 
@@ -518,7 +521,9 @@ impl DiskLifecycle for FakeDisk {
             event_idx: false,
         };
         let state = BlkState::new(self.shape(), vec![queue]);
+        let qos = self.qos.lock().unwrap().clone();
         state
+            .and_then(|s| s.with_qos(qos))
             .and_then(|s| s.encode())
             .map_err(|e| LifecycleError::BadState(e.to_string()))
     }
@@ -527,6 +532,9 @@ impl DiskLifecycle for FakeDisk {
         let state =
             BlkState::decode(envelope).map_err(|e| LifecycleError::BadState(e.to_string()))?;
         self.lock().next_avail = state.queues[0].next_avail;
+        if state.qos.is_some() {
+            *self.qos.lock().unwrap() = state.qos;
+        }
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use super::config::{self, WRITEBACK_OFFSET, feature};
 use super::expected::ExpectedBases;
 use super::parse::{ID_BYTES, Rules};
+use super::qos::QosKeeper;
 use super::queue::BlkQueue;
 use crate::device::{Device, Kind, PROTOCOL_FEATURES, Refusal, State, Tracking};
 use crate::inflight::OwnRegions;
@@ -39,6 +40,8 @@ pub struct Blk {
     tracking: Tracking,
     /// Where an imported device's rings have to begin, until it is activated.
     pub(super) expected: Arc<Mutex<Option<ExpectedBases>>>,
+    /// Who keeps what the disk is to get of its datastore, if anybody does.
+    pub(super) qos: Mutex<Option<Arc<dyn QosKeeper>>>,
 }
 
 /// What a block device keeps under its lock.
@@ -69,6 +72,7 @@ impl BlkDevice {
             num_queues: options.num_queues,
             tracking: options.tracking.clone(),
             expected: Arc::default(),
+            qos: Mutex::default(),
         };
         Device::without_front_end(kind, own)
     }

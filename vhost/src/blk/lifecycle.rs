@@ -185,6 +185,8 @@ impl DiskLifecycle for BlkDevice {
     }
 
     fn export(&self) -> Result<Vec<u8>, LifecycleError> {
+        let keeper = self.kind.qos_keeper();
+        let qos = keeper.and_then(|keeper| keeper.qos());
         let state = self.state();
         if state.rings.iter().any(|ring| ring.running) {
             return Err(LifecycleError::Refused(
@@ -198,6 +200,7 @@ impl DiskLifecycle for BlkDevice {
             )));
         }
         BlkState::new(self.blk_state(&state), self.queue_states(&state))
+            .and_then(|state| state.with_qos(qos))
             .and_then(|state| state.encode())
             .map_err(|error| LifecycleError::BadState(error.to_string()))
     }
@@ -214,6 +217,10 @@ impl DiskLifecycle for BlkDevice {
             bases: bases.collect(),
             or_boots: incoming.blk.acked_features == 0,
         }));
+        drop(state);
+        if let (Some(qos), Some(keeper)) = (incoming.qos, self.kind.qos_keeper()) {
+            keeper.take_qos(qos);
+        }
         Ok(())
     }
 }
