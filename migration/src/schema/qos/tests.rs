@@ -19,7 +19,7 @@ fn limited() -> Qos {
 }
 
 /// What version 1 wrote once, every later Ferry must read.
-const GOLDEN: &str = concat!("d00f01e8070180808032fa01e0e1c9030104766d2d31",);
+const GOLDEN: &str = "d00f01e8070180808032fa01e0e1c9030104766d2d31";
 
 fn state(qos: Qos) -> BlkState {
     BlkState {
