@@ -67,7 +67,7 @@ fn load(queues: &mut [(&mut BlkQueue, Segment)], depth: usize, time: Duration) -
     ends
 }
 
-fn queues_of<'g>(guests: &'g mut [Guest], bytes: u32) -> Vec<(&'g mut BlkQueue, Segment)> {
+fn queues_of(guests: &mut [Guest], bytes: u32) -> Vec<(&mut BlkQueue, Segment)> {
     let mut all = Vec::new();
     for guest in guests {
         let buffer = guest.buffer(bytes);

@@ -96,14 +96,13 @@ impl Core {
             return 0;
         };
         let lane_id = entry.lane;
-        let lane = lane_id;
         let mut taken = std::mem::take(&mut self.taken);
         let budget = room.requests;
         let mut inbox = Inbox {
             slots: &mut self.slots,
             taken: &mut taken,
             queue: id,
-            lane,
+            lane: lane_id,
             room,
         };
         let fetched = entry.queue.fetch(&mut inbox, budget);
@@ -127,7 +126,7 @@ impl Core {
         }
         let count = u32::try_from(taken.len()).expect("bounded by the slots");
         entry.in_flight += count;
-        let lane = self.lane(lane);
+        let lane = self.lane(lane_id);
         lane.in_flight += count;
         if count > 0 {
             // Before they are started: one that hangs the worker itself is seen as well.

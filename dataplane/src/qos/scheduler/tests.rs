@@ -240,7 +240,7 @@ fn a_share_is_not_saved_up() {
         cost: COST_ONE,
         eligible_ns: 0,
     };
-    let mut serve = |now, scheduler: &mut Scheduler| {
+    let serve = |now, scheduler: &mut Scheduler| {
         let Next::Go(client) = scheduler.next(now) else {
             panic!("one slot is free");
         };
