@@ -160,7 +160,7 @@ fn daemons_on_one_datastore_share_it_without_a_word_to_each_other() {
         (store.add(&hosts[1], "d3", 4000), 96),
     ];
     in_proportion(&rates(&loads, 4.0), &shares);
-    assert_eq!(store.line(&hosts[0])["peers"], 1, "{}", store.line(&hosts[0]));
+    assert_eq!(store.line(&hosts[0])["hosts"], 2, "{}", store.line(&hosts[0]));
     // One dies in the middle of its load: the other has all within three periods and a little.
     let [first, second] = hosts;
     let mut second = second;
