@@ -26,13 +26,16 @@
 //! - [`cost`], [`medium`]: what a request counts for, and what latency a medium may have.
 //! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
 
+pub mod coordinator;
 pub mod cost;
+pub mod division;
 pub mod domain;
 mod heap;
 pub mod latency;
 pub mod medium;
 pub mod pacer;
 pub mod scheduler;
+pub mod threshold;
 pub mod window;
 
 pub use cost::{COST_ONE, Cost, CostModel, UNIT_BYTES};
