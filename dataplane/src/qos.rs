@@ -26,6 +26,7 @@
 //! - [`cost`], [`medium`]: what a request counts for, and what latency a medium may have.
 //! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
 
+pub mod controller;
 pub mod coordinator;
 pub mod cost;
 pub mod division;
@@ -36,6 +37,7 @@ pub mod medium;
 pub mod pacer;
 pub mod scheduler;
 pub mod threshold;
+pub mod unmanaged;
 pub mod window;
 
 pub use cost::{COST_ONE, Cost, CostModel, UNIT_BYTES};
