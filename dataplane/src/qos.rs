@@ -31,6 +31,7 @@ pub mod coordinator;
 pub mod cost;
 pub mod division;
 pub mod domain;
+pub mod governor;
 mod heap;
 pub mod latency;
 pub mod medium;

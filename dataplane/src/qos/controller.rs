@@ -25,11 +25,13 @@
 //! Cutting our own window further would only make room for the outsider: by policy the window opens, for a
 //! while, or the shares are kept all the same.
 
-use super::division::{Bins, Want, level};
+use super::division::Bins;
 use super::unmanaged::Detector;
 use measure::Measure;
+use part::Others;
 
 mod measure;
+mod part;
 mod settings;
 
 pub use settings::{Division, Settings, UnmanagedPolicy};
@@ -104,9 +106,6 @@ const FORGET: f64 = 0.1;
 const USED: (f64, f64) = (0.25, 2.0);
 /// What a window that stands still may change by, as a logarithm.
 const STILL: f64 = 0.15;
-/// What a host without demand may begin with, as a part of an even share; a slot at most.
-const SPARE: f64 = 0.25;
-
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Controller {
@@ -121,7 +120,7 @@ pub struct Controller {
     detector: Detector,
     finding: Option<Finding>,
     /// What the others want, as of the last update.
-    others: Vec<Bins>,
+    others: Others,
     others_flag: bool,
 }
 
@@ -155,14 +154,18 @@ impl Controller {
             quiet: 0,
             detector: Detector::default(),
             finding: None,
-            others: Vec::new(),
+            others: Others::default(),
             others_flag: false,
         }
     }
 
-    /// Changes the settings, without a jump of the window.
+    /// Changes the settings, without a jump of the window; but without a threshold it opens at once.
     pub fn configure(&mut self, settings: Settings) {
         self.settings = settings.checked();
+        if self.settings.threshold_ns == u64::MAX {
+            self.open();
+            self.finding = None;
+        }
     }
 
     /// The settings it goes by.
@@ -190,9 +193,7 @@ impl Controller {
     pub fn update(&mut self, _now_ns: u64, own: &HostReport, others: &[HostReport]) -> Decision {
         let measure = Measure::of(&self.settings, own, others);
         self.smooth(measure.latency_ns);
-        self.others.clear();
-        self.others
-            .extend(others.iter().map(|it| it.demand.clone()));
+        self.others = Others::of(others.iter().map(|it| &it.demand));
         self.others_flag = others.iter().any(|it| it.unmanaged);
         let event = self.step(&measure);
         Decision {
@@ -229,14 +230,13 @@ impl Controller {
         let found = self
             .detector
             .look(measure.in_window, measure.latency_ns, threshold_ns);
-        if let Some(elasticity) = found {
-            return self.found(elasticity);
-        }
+        let event = found.and_then(|elasticity| self.found(elasticity));
         match self.mode {
             Mode::Closed { window } => self.steer(window, measure),
-            Mode::Open | Mode::Stopped { .. } => self.watch(measure),
+            Mode::Open => self.watch(measure),
+            Mode::Stopped { .. } => return event,
         }
-        self.is_gone(measure).then_some(Event::UnmanagedGone)
+        event.or_else(|| self.is_gone(measure).then_some(Event::UnmanagedGone))
     }
 
     fn open(&mut self) {
@@ -351,62 +351,20 @@ impl Controller {
 
     /// This host's part of the window if its disks want this, and the others what they last said.
     pub fn part(&self, own: &Bins) -> f64 {
-        let Mode::Closed { window } = self.mode else {
-            return f64::INFINITY;
-        };
-        #[allow(clippy::cast_precision_loss)]
-        let hosts = (self.others.len() + 1) as f64;
-        let total = own.total();
-        let level = self.level(own);
-        let part = match self.settings.division {
-            Division::Disks => own.at(level),
-            Division::Hosts => total.at(level),
-        };
-        let all = self.total(own);
-        let by_shares = if all.shares > 0.0 {
-            total.shares / all.shares
-        } else {
-            1.0 / hosts
-        };
-        let rest = if level.is_infinite() {
-            (window - all.slots).max(0.0)
-        } else {
-            0.0
-        };
-        (part + rest * by_shares).max((SPARE * window / hosts).min(1.0))
+        let window = self.window_total();
+        if window.is_infinite() {
+            return window;
+        }
+        self.others.part(self.settings.division, window, own)
     }
 
     /// Slots for one share; infinite while everybody has what it wants.
     fn level(&self, own: &Bins) -> f64 {
-        let Mode::Closed { window } = self.mode else {
-            return f64::INFINITY;
-        };
-        let hosts = || std::iter::once(own).chain(&self.others);
-        match self.settings.division {
-            Division::Disks => {
-                let mut all = Bins::default();
-                hosts().for_each(|it| all.merge(it));
-                all.level(window)
-            }
-            Division::Hosts => {
-                let wants: Vec<Want> = hosts().map(Bins::total).collect();
-                level(window, &wants)
-            }
+        let window = self.window_total();
+        if window.is_infinite() {
+            return window;
         }
-    }
-
-    fn total(&self, own: &Bins) -> Want {
-        let hosts = std::iter::once(own).chain(&self.others).map(Bins::total);
-        hosts.fold(
-            Want {
-                shares: 0.0,
-                slots: 0.0,
-            },
-            |sum, it| Want {
-                shares: sum.shares + it.shares,
-                slots: sum.slots + it.slots,
-            },
-        )
+        self.others.level(self.settings.division, window, own)
     }
 
     #[allow(clippy::cast_precision_loss)] // digits, not magnitude

@@ -134,8 +134,8 @@ fn in_use(workers: usize, disks: &[DiskDemand]) -> Vec<bool> {
     }
 }
 
-/// Gives out what is left, evenly: who will want it next is not known. Then sees to it that no worker with
-/// queues is left without anything.
+/// Gives out what is left, evenly: who will want it next is not known. Then sees to it that no worker is
+/// left without anything.
 fn complete(window: f64, in_use: &[bool], windows: &mut [f64]) {
     #[allow(clippy::cast_precision_loss)]
     let count = in_use.iter().filter(|&&it| it).count().max(1) as f64;
@@ -151,11 +151,17 @@ fn complete(window: f64, in_use: &[bool], windows: &mut [f64]) {
             above += *slots;
         }
     }
-    if raised > 0.0 && above > raised {
-        let kept = (above - raised) / above;
-        for slots in windows.iter_mut().filter(|it| **it > spare) {
+    let kept = if above > raised {
+        (above - raised) / above
+    } else {
+        1.0
+    };
+    for slots in windows {
+        if *slots > spare {
             *slots *= kept;
         }
+        // Nothing is used of it where no queue is; but one may be on its way.
+        *slots = slots.max(spare);
     }
 }
 

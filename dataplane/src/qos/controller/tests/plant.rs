@@ -1,8 +1,10 @@
 //! A datastore with guests that keep their queues full, hosts that each control themselves, and nothing
 //! else of Ferry: latency is `max(base, outstanding * service)`.
 
+#![allow(clippy::cast_possible_truncation)] // small numbers
+
 use super::super::*;
-use crate::qos::division::{Claim, fill};
+use crate::qos::division::{Claim, Want, fill};
 
 pub const PERIOD_NS: u64 = 1_000_000_000;
 pub const MS: f64 = 1e6;
@@ -126,6 +128,12 @@ impl Plant {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         (self.random >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    /// One of so many.
+    pub fn pick(&mut self, of: usize) -> usize {
+        self.random();
+        usize::try_from(self.random >> 33).unwrap() % of
     }
 
     pub fn run(&mut self, periods: f64) {
