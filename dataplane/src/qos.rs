@@ -37,6 +37,7 @@ pub mod latency;
 pub mod medium;
 pub mod pacer;
 pub mod scheduler;
+pub mod stats_file;
 pub mod threshold;
 pub mod unmanaged;
 pub mod window;
