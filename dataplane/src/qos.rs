@@ -25,6 +25,9 @@
 //!
 //! - [`cost`], [`medium`]: what a request counts for, and what latency a medium may have.
 //! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
+//! - [`governor`]: control of a datastore in one process. It joins [`controller`] (the window),
+//!   [`division`] (between whom), [`coordinator`] (on which worker) and [`unmanaged`] (outsiders).
+//! - [`stats_file`]: what hosts tell each other. [`threshold`]: one that nobody has set.
 
 pub mod controller;
 pub mod coordinator;
