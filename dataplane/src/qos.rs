@@ -25,14 +25,24 @@
 //!
 //! - [`cost`], [`medium`]: what a request counts for, and what latency a medium may have.
 //! - [`pacer`]: limits. [`scheduler`], [`window`]: who is next on a worker, and when.
+//! - [`governor`]: control of a datastore in one process. It joins [`controller`] (the window),
+//!   [`division`] (between whom), [`coordinator`] (on which worker) and [`unmanaged`] (outsiders).
+//! - [`stats_file`]: what hosts tell each other. [`threshold`]: one that nobody has set.
 
+pub mod controller;
+pub mod coordinator;
 pub mod cost;
+pub mod division;
 pub mod domain;
+pub mod governor;
 mod heap;
 pub mod latency;
 pub mod medium;
 pub mod pacer;
 pub mod scheduler;
+pub mod stats_file;
+pub mod threshold;
+pub mod unmanaged;
 pub mod window;
 
 pub use cost::{COST_ONE, Cost, CostModel, UNIT_BYTES};
