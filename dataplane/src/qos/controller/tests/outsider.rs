@@ -163,19 +163,21 @@ fn day(hosts: u64, seed: u64) -> usize {
     found(&plant)
 }
 
+/// Three days that are known to pass, and with FERRY_LONG=1 forty more, in which one alarm was seen when
+/// this was written: it is told how often that is.
 #[test]
 fn no_false_alarm_in_a_day() {
     for (hosts, seed) in [(1, 1), (1, 2), (4, 3)] {
         assert_eq!(day(hosts, seed), 0, "{hosts} hosts, seed {seed}");
     }
-}
-
-/// For the day's odds: `cargo test -p ferry-dataplane -- --ignored --nocapture false_alarms`.
-#[test]
-#[ignore = "takes a while; prints"]
-fn false_alarms_in_many_days() {
+    if std::env::var_os("FERRY_LONG").is_none() {
+        return;
+    }
+    let mut alarms = 0;
     for hosts in [1, 4] {
         let counts: Vec<usize> = (0..20).map(|seed| day(hosts, seed)).collect();
         println!("{hosts} hosts: {counts:?}");
+        alarms += counts.iter().sum::<usize>();
     }
+    assert!(alarms <= 2, "{alarms} in forty days");
 }
