@@ -85,6 +85,8 @@ pub(crate) struct RxPlace {
 pub(crate) struct Guest {
     tx: Vec<Option<TxPlace>>,
     rx: Vec<Option<RxPlace>>,
+    /// The queue that frames are taken from first.
+    first_tx: u16,
     /// Frames that wait for its queues.
     capture: Capture,
     /// Its addresses.
@@ -147,6 +149,7 @@ impl Port {
         let guest = Guest {
             tx: (0..pairs).map(|_| None).collect(),
             rx: (0..pairs).map(|_| None).collect(),
+            first_tx: 0,
             capture: Capture::default(),
             spoken: Spoken::default(),
         };
@@ -174,6 +177,12 @@ impl Port {
             leaving: None,
         };
         Port::new(End::Tap(Box::new(tap)), u16::MAX, None, counters)
+    }
+
+    /// Whether its rate is used up.
+    fn is_over_rate(&self, now_ns: u64) -> bool {
+        let limit = self.limit.as_ref();
+        limit.is_some_and(|limit| limit.next_ns() > now_ns)
     }
 
     fn new(end: End, mtu: u16, guard: Option<Mac>, counters: Arc<PortCounters>) -> Port {

@@ -68,12 +68,12 @@ impl Bridge {
     pub(super) fn take_from(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
         match self.ports[usize::from(port)].as_ref().map(|it| &it.end) {
             Some(End::Guest(guest)) => {
-                let (mut found, pairs) = (false, guest.tx.len());
                 if !guest.capture.is_empty() {
                     self.give_captured(port);
                 }
-                for queue in 0..pairs {
-                    let queue = u16::try_from(queue).expect("few pairs");
+                let (first, pairs) = self.queues_in_turn(port);
+                let mut found = false;
+                for queue in (first..pairs).chain(0..first) {
                     found |= self.take_from_guest(id, (port, queue), ring);
                 }
                 found
@@ -81,6 +81,26 @@ impl Bridge {
             Some(End::Tap(_)) => self.take_from_tap(id, port, ring),
             None => false,
         }
+    }
+
+    /// The queue that a guest's frames are taken from first, and how many there are. Each is first in its
+    /// turn, lest one use up the whole rate. A look that the rate forbids is nobody's turn.
+    fn queues_in_turn(&mut self, port: u16) -> (u16, u16) {
+        let now_ns = self.now_ns;
+        let Some(there) = &mut self.ports[usize::from(port)] else {
+            return (0, 0);
+        };
+        let over = there.is_over_rate(now_ns);
+        let End::Guest(guest) = &mut there.end else {
+            return (0, 0);
+        };
+        if over {
+            return (0, 0);
+        }
+        let pairs = u16::try_from(guest.tx.len()).expect("few pairs");
+        let first = guest.first_tx;
+        guest.first_tx = if first + 1 < pairs { first + 1 } else { 0 };
+        (first, pairs)
     }
 
     fn take_from_guest(&mut self, id: u32, (port, queue): (u16, u16), ring: &mut Ring) -> bool {
@@ -132,11 +152,7 @@ impl Bridge {
             return Fetched::Empty;
         };
         // Over its rate, frames wait in the guest's ring.
-        if port
-            .limit
-            .as_ref()
-            .is_some_and(|limit| limit.next_ns() > now_ns)
-        {
+        if port.is_over_rate(now_ns) {
             return Fetched::Empty;
         }
         let End::Guest(guest) = &mut port.end else {

@@ -174,6 +174,24 @@ impl Rig {
         rig
     }
 
+    /// A guest of several pairs more. Its queues are guests of the rig's, from the first that is said.
+    fn add_pairs(&mut self, pairs: u16) -> (u16, usize) {
+        let (counters, first) = (Arc::new(PortCounters::default()), self.guests.len());
+        let port = Port::guest(pairs, MTU, None, counters.clone());
+        let port = self.bridge.add_port(port).unwrap();
+        for queue in 0..pairs {
+            let guest = Shared::default();
+            guest.lock().unwrap().room = usize::MAX;
+            self.bridge
+                .start_tx(port, queue, Box::new(Tx(guest.clone())));
+            self.bridge
+                .start_rx(port, queue, Box::new(Rx(guest.clone())));
+            self.guests.push(guest);
+            self.counters.push(counters.clone());
+        }
+        (port, first)
+    }
+
     fn switch(guests: u8) -> Rig {
         Rig::new(Kind::Switch(Table::new(7)), guests)
     }
@@ -492,6 +510,35 @@ fn a_rate_is_kept_and_nothing_is_lost_by_it() {
         rig.turn();
     }
     assert_eq!(first + rig.received(1).len(), 2000);
+}
+
+/// All of them have more to send than the rate allows.
+#[test]
+fn queues_of_a_nic_share_its_rate() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let (port, first) = rig.add_pairs(4);
+    let limit = RateLimit {
+        packets_per_s: Some(1000),
+        bits_per_s: None,
+    };
+    rig.bridge.set_limit(port, Some(limit));
+    for queue in 0..4u8 {
+        for _ in 0..1000 {
+            rig.guests[first + usize::from(queue)]
+                .lock()
+                .unwrap()
+                .to_send
+                .push_back((Header::default(), frame(mac(0), 9, queue, 60)));
+        }
+    }
+    for _ in 0..1000 {
+        rig.turn();
+    }
+    let received = rig.received(0);
+    for queue in 0..4 {
+        let count = received.iter().filter(|mark| **mark == queue).count();
+        assert!((200..=300).contains(&count), "{count} of queue {queue}");
+    }
 }
 
 #[test]
