@@ -258,9 +258,8 @@ impl Daemon {
         };
         let device = NetDevice::new(id.as_str(), config.options(mac), attachment);
         let device = device.map_err(|error| Failure::Usage(format!("nic {id}: {error}")))?;
-        for port in device.ports() {
-            port.set_limit(config.limit()).map_err(failed("nic", id))?;
-        }
+        let limited = device.set_limit(config.limit());
+        limited.map_err(failed("nic", id))?;
         if config.link_down {
             device.set_link(false).map_err(failed("nic", id))?;
         }
@@ -307,9 +306,8 @@ impl Daemon {
         if lasting {
             kept::store(&self.config.state_dir, &config)?;
         }
-        for port in nic.device.ports() {
-            port.set_limit(config.limit()).map_err(failed("nic", id))?;
-        }
+        let limited = nic.device.set_limit(config.limit());
+        limited.map_err(failed("nic", id))?;
         let device = nic.device.clone();
         nic.config = config;
         // The guest is told by way of its front-end, which nobody else waits for.

@@ -497,7 +497,7 @@ fn a_rate_is_kept_and_nothing_is_lost_by_it() {
         packets_per_s: Some(10_000),
         bits_per_s: None,
     };
-    rig.bridge.set_limit(0, Some(limit));
+    rig.bridge.set_limit(0, Some(limit), None);
     for _ in 0..2000 {
         rig.send(0, mac(1), 1);
     }
@@ -512,6 +512,25 @@ fn a_rate_is_kept_and_nothing_is_lost_by_it() {
     assert_eq!(first + rig.received(1).len(), 2000);
 }
 
+/// A link that is set, and with it the limit as it was, again and again.
+#[test]
+fn a_limit_that_is_set_again_does_not_begin_anew() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let limit = RateLimit {
+        packets_per_s: Some(1000),
+        bits_per_s: None,
+    };
+    for _ in 0..1000 {
+        rig.send(0, mac(1), 1);
+    }
+    for _ in 0..100 {
+        rig.bridge.set_limit(0, Some(limit), None);
+        rig.turn();
+    }
+    let count = rig.received(1).len();
+    assert!((100..=150).contains(&count), "{count} in 0.1 s");
+}
+
 /// All of them have more to send than the rate allows.
 #[test]
 fn queues_of_a_nic_share_its_rate() {
@@ -521,7 +540,7 @@ fn queues_of_a_nic_share_its_rate() {
         packets_per_s: Some(1000),
         bits_per_s: None,
     };
-    rig.bridge.set_limit(port, Some(limit));
+    rig.bridge.set_limit(port, Some(limit), None);
     for queue in 0..4u8 {
         for _ in 0..1000 {
             rig.guests[first + usize::from(queue)]
@@ -622,7 +641,7 @@ fn a_port_over_its_rate_is_looked_at_when_it_is_time() {
         bits_per_s: None,
     };
     rig.guests[1].lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
-    rig.bridge.set_limit(0, Some(limit));
+    rig.bridge.set_limit(0, Some(limit), None);
     for _ in 0..200 {
         rig.send(0, mac(1), 1);
     }
