@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::nic::{BridgeHandle, NicPort};
 use ferry_dataplane::net::tap::Tap;
@@ -354,9 +355,46 @@ impl Daemon {
     /// `ferry switch list`.
     pub fn switch_lines(&self) -> Value {
         let switches = lock(&self.nics.switches);
-        let lines: Vec<Value> = switches.values().map(Switch::line).collect();
+        let nics = lock(&self.nics.nics);
+        let line = |switch: &Switch| {
+            let mut line = switch.line();
+            let taps = switch.config.taps.iter().zip(&switch.taps);
+            let taps = taps.map(|(name, port)| port_line("tap", name, &port.counters().totals()));
+            let on_it = |nic: &&Nic| nic.config.switch.as_ref() == Some(&switch.config.name);
+            let nics = nics.values().filter(on_it);
+            let nics =
+                nics.map(|nic| port_line("nic", nic.config.id.as_str(), &nic.device.totals()));
+            line["ports"] = taps.chain(nics).collect();
+            line
+        };
+        let lines: Vec<Value> = switches.values().map(line).collect();
         json!({ "switches": lines })
     }
+}
+
+/// A port of a switch, and what went through it.
+fn port_line(kind: &str, name: &str, totals: &PortTotals) -> Value {
+    json!({
+        "kind": kind,
+        "name": name,
+        "rx_frames": totals.rx_frames,
+        "rx_bytes": totals.rx_bytes,
+        "tx_frames": totals.tx_frames,
+        "tx_bytes": totals.tx_bytes,
+        "dropped": dropped(totals),
+    })
+}
+
+/// Frames that went no further, by cause.
+fn dropped(totals: &PortTotals) -> Value {
+    json!({
+        "no_buffers": totals.no_buffers,
+        "spoofed": totals.spoofed,
+        "malformed": totals.malformed,
+        "too_large": totals.too_large,
+        "no_link": totals.no_link,
+        "capture_lost": totals.capture_lost,
+    })
 }
 
 impl Switch {
@@ -389,14 +427,8 @@ impl Nic {
             "filtered": totals.filtered,
             "broken_queues": totals.broken_queues,
             "refused_commands": self.device.refused_commands(),
-            "dropped": {
-                "no_buffers": totals.no_buffers,
-                "spoofed": totals.spoofed,
-                "malformed": totals.malformed,
-                "too_large": totals.too_large,
-                "no_link": totals.no_link,
-                "capture_lost": totals.capture_lost,
-            },
+            "dropped": dropped(&totals),
+            "dropped_to_tap": self.device.tap_totals().as_ref().map(dropped),
         })
     }
 }

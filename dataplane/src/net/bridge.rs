@@ -353,8 +353,12 @@ impl Bridge {
             (NetOp::Write { index, .. }, End::Tap(tap)) => {
                 let from = tap.writes[usize::from(index)].from.take();
                 tap.free_writes.push(index);
-                if result < 0 {
-                    there.counters.dropped(Cause::NoBuffers, 1);
+                match usize::try_from(result) {
+                    Ok(bytes) => {
+                        let bytes = bytes.saturating_sub(HEADER_BYTES);
+                        there.counters.received(1, bytes as u64);
+                    }
+                    Err(_) => there.counters.dropped(refused_by_tap(-result), 1),
                 }
                 if let Some((port, queue, tag)) = from {
                     self.given_back(port, queue, tag);
@@ -389,6 +393,16 @@ impl Bridge {
                 self.active.push(port);
             }
         }
+    }
+}
+
+/// Why a tap did not take a frame.
+fn refused_by_tap(error: i32) -> Cause {
+    match error {
+        // The interface is down, or gone.
+        libc::EIO | libc::EBADFD | libc::ENODEV => Cause::NoLink,
+        libc::EINVAL => Cause::Malformed,
+        _ => Cause::NoBuffers,
     }
 }
 

@@ -55,6 +55,14 @@ impl Attachment {
             Attachment::Wires(wires) => wires.iter().map(|wire| &wire.guest).collect(),
         }
     }
+
+    /// The taps that it is wired to.
+    pub fn taps(&self) -> &[Wire] {
+        match self {
+            Attachment::Switch(_) => &[],
+            Attachment::Wires(wires) => wires,
+        }
+    }
 }
 
 /// The two ends of a wire.
@@ -153,6 +161,17 @@ impl NetDevice {
     /// Its guest's side of the bridge.
     pub fn ports(&self) -> Vec<&NicPort> {
         self.kind.attachment.guests()
+    }
+
+    /// What went through the taps that it is wired to, here; `None` for a NIC on a switch. A tap receives
+    /// what is written to it.
+    pub fn tap_totals(&self) -> Option<PortTotals> {
+        let mut totals = PortTotals::default();
+        let taps = self.kind.attachment.taps();
+        for wire in taps {
+            wire.tap.counters().add_to(&mut totals);
+        }
+        (!taps.is_empty()).then_some(totals)
     }
 
     /// Whether frames come and go.

@@ -496,7 +496,6 @@ impl Bridge {
             counters.dropped(Cause::TooLarge, 1);
             return Sent::Done;
         }
-        counters.received(1, frame.len as u64);
         tap.writes[usize::from(index)].from = from;
         if from.is_none() {
             return Sent::Done;
