@@ -214,6 +214,8 @@ impl NicConfig {
             indirect: true,
             event_idx: true,
             log: true,
+            // Whatever its tap or its peers take: the rest is finished in software, and so a guest may move
+            // to a host with an older kernel.
             from_guest: Offloads {
                 // No tap has taken them since Linux 4.14.
                 ufo: false,

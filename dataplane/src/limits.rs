@@ -121,6 +121,10 @@ pub const TAP_BATCH: u16 = 64;
 /// Frames on their way to a tap.
 pub const TAP_WRITES: u16 = 256;
 
+/// Datagrams that Linux makes one of at most (UDP_MAX_SEGMENTS): so many writes are left free for one, where
+/// a tap does not cut it up.
+pub const TAP_DATAGRAMS: u16 = 128;
+
 /// Commands of a NIC's control queue in [`CONTROL_WINDOW`]; more wait for the next.
 pub const CONTROL_COMMANDS: u32 = 64;
 

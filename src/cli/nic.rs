@@ -314,18 +314,8 @@ fn table(list: &Value) -> String {
         ]
     });
     let header = [
-        "NIC",
-        "MAC",
-        "TO",
-        "ATTACHED",
-        "LINK",
-        "RX",
-        "RX BYTES",
-        "TX",
-        "TX BYTES",
-        "DROPPED",
-        "TO TAP",
-        "SOCKET",
+        "NIC", "MAC", "TO", "ATTACHED", "LINK", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED",
+        "TO TAP", "SOCKET",
     ];
     output::table(&header, rows.collect())
 }

@@ -32,6 +32,7 @@ use crossbeam_channel::Sender;
 
 use super::announce::Spoken;
 use super::counters::{Cause, PortCounters};
+use super::features::Offloads;
 use super::filter::Gate;
 use super::frame::Mac;
 use super::header::{FRAME_BYTES_MAX, HEAD_BYTES, HEADER_BYTES};
@@ -40,7 +41,7 @@ use super::queue::{RxQueue, TxQueue};
 use super::table::Table;
 use super::tap::Tap;
 use crate::buffer::AlignedBuf;
-use crate::limits::{TAP_BATCH, TAP_WRITES};
+use crate::limits::{TAP_BATCH, TAP_DATAGRAMS, TAP_WRITES};
 use crate::ring::{NetOp, Ring};
 use crate::segments::Segments;
 use capture::Capture;
@@ -407,6 +408,16 @@ fn refused_by_tap(error: i32) -> Cause {
 }
 
 impl TapEnd {
+    /// Whether it may have no room for the next frame.
+    fn is_full(&self) -> bool {
+        let least = if self.tap.takes() == Offloads::ALL {
+            1
+        } else {
+            TAP_DATAGRAMS
+        };
+        self.free_writes.len() < usize::from(least)
+    }
+
     fn was_read(&mut self, index: u16, result: i32) {
         self.reading -= 1;
         match usize::try_from(result) {

@@ -145,7 +145,7 @@ impl Bridge {
         // A wire's frames wait where they are while its tap has its hands full.
         let full = matches!(self.kind, Kind::Wire)
             && self.ports.iter().flatten().any(|port| match &port.end {
-                End::Tap(tap) => tap.free_writes.is_empty(),
+                End::Tap(tap) => tap.is_full(),
                 End::Guest(_) => false,
             });
         let Some(port) = &mut self.ports[usize::from(at.0)] else {
@@ -472,15 +472,33 @@ impl Bridge {
         lend: bool,
         ring: &mut Ring,
     ) -> Sent {
-        let counters = match &self.ports[usize::from(to)] {
-            Some(there) => there.counters.clone(),
-            None => return Sent::Done,
-        };
-        let Some(tap) = self.tap(to) else {
+        let Some(there) = &mut self.ports[usize::from(to)] else {
             return Sent::Done;
         };
+        let End::Tap(tap) = &mut there.end else {
+            return Sent::Done;
+        };
+        let takes = tap.tap.takes();
+        let work = frame
+            .header
+            .map(|header| (header, Work::of(header, frame.ether_type, takes)));
+        if let Some((header, work)) = work.filter(|it| it.1 != Work::Nothing) {
+            let put = finish(
+                (frame, header),
+                work,
+                takes,
+                (&mut self.whole, &mut self.piece),
+                |header, bytes| tap.put_copy((id, to), header, bytes, ring),
+            );
+            match put {
+                Put::Done => {}
+                Put::NoRoom | Put::Broken => there.counters.dropped(Cause::NoBuffers, 1),
+                Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
+            }
+            return Sent::Done;
+        }
         let Some(index) = tap.free_writes.pop() else {
-            counters.dropped(Cause::NoBuffers, 1);
+            there.counters.dropped(Cause::NoBuffers, 1);
             return Sent::Done;
         };
         let op = (id, to, index);
@@ -493,7 +511,7 @@ impl Bridge {
         };
         if !written {
             tap.free_writes.push(index);
-            counters.dropped(Cause::TooLarge, 1);
+            there.counters.dropped(Cause::TooLarge, 1);
             return Sent::Done;
         }
         tap.writes[usize::from(index)].from = from;
@@ -541,17 +559,15 @@ fn keep(
 /// Gives a frame to a guest's queue, finished as far as the guest does not do that itself. Whether some of
 /// its segments were given, whatever became of the rest, is said besides.
 fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> (Put, bool) {
-    let whole_put = |place: &mut RxPlace| {
-        let put = place.queue.put(frame.header, &frame.bytes, frame.len);
-        (put, false)
-    };
     let Some(header) = frame.header else {
-        return whole_put(place);
+        return (place.queue.put(None, &frame.bytes, frame.len), false);
     };
     let takes = place.queue.offloads();
     let work = Work::of(header, frame.ether_type, takes);
     if work == Work::Nothing {
-        return whole_put(place);
+        let header = header.taken_with(takes);
+        let said = Some(&header).filter(|it| !it.is_plain());
+        return (place.queue.put(said, &frame.bytes, frame.len), false);
     }
     let mut part = false;
     let put = finish(

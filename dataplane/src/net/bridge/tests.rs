@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::bounded;
@@ -192,6 +193,24 @@ impl Rig {
         (port, first)
     }
 
+    /// A tap that is a socket, whose other end is the answer: each message is a header and a frame.
+    fn add_tap(&mut self, uso: bool) -> UnixDatagram {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let counters = Arc::new(PortCounters::default());
+        let tap = Port::tap(Tap::of(ours.into(), uso), counters.clone());
+        self.bridge.add_port(tap).unwrap();
+        self.counters.push(counters);
+        theirs
+    }
+
+    /// A turn, and what the kernel has done by then.
+    fn turn_and_reap(&mut self) {
+        self.turn();
+        self.reap();
+    }
+
     fn switch(guests: u8) -> Rig {
         Rig::new(Kind::Switch(Table::new(7)), guests)
     }
@@ -215,6 +234,10 @@ impl Rig {
     fn rest(&mut self) {
         self.turn();
         self.bridge.park_quiet(0, &mut self.ring, 0);
+        self.reap();
+    }
+
+    fn reap(&mut self) {
         self.ring.submit().unwrap();
         let mut cqes = Vec::with_capacity(16);
         self.ring.reap(&mut cqes);
@@ -488,6 +511,96 @@ fn what_a_receiver_does_not_take_is_finished_for_it() {
     let lens: Vec<usize> = cut.iter().map(|(_, frame)| frame.len()).collect();
     assert_eq!(lens, [1054, 1054, 1054]);
     assert!(cut.iter().all(|(header, _)| *header == Header::default()));
+}
+
+/// 3000 bytes of UDP over IPv4, to be cut into datagrams of 1000.
+fn datagrams() -> (Header, Vec<u8>) {
+    let mut packet = [&mac(1).0[..], &mac(0).0, &[8, 0]].concat();
+    packet.extend([
+        0x45, 0, 0x0b, 0xd4, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ]);
+    packet.extend([0, 80, 0, 81, 0x0b, 0xc0, 0, 0]);
+    packet.resize(42 + 3000, 7);
+    let header = Header {
+        flags: 1,
+        gso_type: crate::net::header::GSO_UDP_L4,
+        hdr_len: 42,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 6,
+        num_buffers: 0,
+    };
+    (header, packet)
+}
+
+fn messages(from: &UnixDatagram) -> Vec<(Header, usize)> {
+    let mut bytes = vec![0; 70_000];
+    std::iter::from_fn(|| {
+        let len = from.recv(&mut bytes).ok()?;
+        let header = Header::parse(bytes[..HEADER_BYTES].try_into().unwrap());
+        Some((header, len - HEADER_BYTES))
+    })
+    .collect()
+}
+
+#[test]
+fn what_a_tap_does_not_take_is_cut_for_it() {
+    for uso in [true, false] {
+        let mut rig = Rig::new(Kind::Wire, 1);
+        let there = rig.add_tap(uso);
+        let (header, packet) = datagrams();
+        rig.send_raw(0, header, packet);
+        rig.turn_and_reap();
+        rig.turn_and_reap();
+        let messages = messages(&there);
+        if uso {
+            assert_eq!(messages, [(header, 3042)]);
+        } else {
+            let checksum = Header {
+                gso_type: 0,
+                hdr_len: 0,
+                gso_size: 0,
+                ..header
+            };
+            assert_eq!(messages, [(checksum, 1042); 3]);
+        }
+        let totals = rig.counters[1].totals();
+        assert_eq!(totals.rx_frames, if uso { 1 } else { 3 });
+        assert_eq!(rig.guests[0].lock().unwrap().given_back, 1);
+    }
+}
+
+/// A tap has verified the checksum, and says so to a guest that has asked for that.
+#[test]
+fn flags_that_a_guest_did_not_take_are_not_for_it() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let there = rig.add_tap(true);
+    let valid = Header {
+        flags: crate::net::header::FLAG_DATA_VALID,
+        ..Header::default()
+    };
+    let message = [&valid.to_bytes()[..], &frame(mac(0), 9, 1, 60)].concat();
+    for (takes, flags) in [(Offloads::CSUM, valid.flags), (Offloads::NONE, 0)] {
+        rig.guests[0].lock().unwrap().takes = takes;
+        there.send(&message).unwrap();
+        (0..5).for_each(|_| rig.turn_and_reap());
+        let received = std::mem::take(&mut rig.guests[0].lock().unwrap().received);
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].0.flags, flags);
+    }
+}
+
+#[test]
+fn what_a_tap_refuses_is_counted() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    drop(rig.add_tap(true));
+    for mark in 0..3 {
+        rig.send(0, mac(1), mark);
+    }
+    rig.turn_and_reap();
+    rig.turn_and_reap();
+    let totals = rig.counters[1].totals();
+    assert_eq!((totals.rx_frames, totals.no_buffers), (0, 3));
 }
 
 #[test]
