@@ -125,6 +125,10 @@ pub const TAP_WRITES: u16 = 256;
 /// a tap does not cut it up.
 pub const TAP_DATAGRAMS: u16 = 128;
 
+/// How soon a frame is tried again that found fewer buffers than it takes, in nanoseconds: its guest gives
+/// no kick for more of them.
+pub const ROOM_RETRY_NS: u64 = 500_000;
+
 /// Commands of a NIC's control queue in [`CONTROL_WINDOW`]; more wait for the next.
 pub const CONTROL_COMMANDS: u32 = 64;
 

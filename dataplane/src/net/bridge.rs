@@ -90,6 +90,8 @@ pub(crate) struct Guest {
     first_tx: u16,
     /// Frames that wait for its queues.
     capture: Capture,
+    /// The first of them has found fewer buffers than it takes.
+    short: bool,
     /// Its addresses.
     spoken: Spoken,
 }
@@ -152,6 +154,7 @@ impl Port {
             rx: (0..pairs).map(|_| None).collect(),
             first_tx: 0,
             capture: Capture::default(),
+            short: false,
             spoken: Spoken::default(),
         };
         Port::new(End::Guest(guest), mtu, guard, counters)
@@ -209,7 +212,8 @@ pub(crate) struct Bridge {
     active: Vec<u16>,
     /// Which of them is first.
     first: usize,
-    /// Ports over their rate, and from when on they are looked at again.
+    /// Ports that are looked at again at a time, each once: over their rate, or with frames that wait for more
+    /// buffers than their guest offers.
     timed: Vec<(u64, u16)>,
     /// Ports with queues to be published.
     touched: Vec<u16>,
@@ -255,9 +259,16 @@ impl Bridge {
         }
     }
 
-    /// When a port is to be looked at again that is over its rate now.
+    /// When a port is to be looked at again that nothing else wakes.
     pub fn next_event_ns(&self) -> Option<u64> {
         self.timed.iter().map(|&(due_ns, _)| due_ns).min()
+    }
+
+    fn look_at(&mut self, port: u16, due_ns: u64) {
+        match self.timed.iter_mut().find(|it| it.1 == port) {
+            Some(it) => it.0 = due_ns,
+            None => self.timed.push((due_ns, port)),
+        }
     }
 
     fn wake_timed(&mut self) {

@@ -258,7 +258,7 @@ impl NicPort {
             .tell(move |bridge| bridge.set_spoken(port, &addresses))
     }
 
-    /// Sends frames as if the guest had, whatever its guard and its rate.
+    /// Sends frames as if the guest had, whatever its guard and its rate; none while its link is down.
     pub fn say(&self, frames: Vec<Vec<u8>>) -> Result<(), LifecycleError> {
         let port = self.port;
         self.bridge.ask(move |bridge, id, ring, reply| {

@@ -5,8 +5,9 @@ use crate::device::feature::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL, VERSIO
 
 /// Bytes of the configuration space that mean something.
 pub const CONFIG_BYTES: usize = 17;
-/// Most queue pairs that virtio allows.
-pub const QUEUE_PAIRS_MAX: u16 = 0x8000;
+/// Most queue pairs: of the 0x8000 that virtio allows, those whose rings, with the control queue's, 16 bits
+/// count.
+pub const QUEUE_PAIRS_MAX: u16 = 0x7fff;
 /// Least MTU that virtio allows, in bytes.
 pub const MTU_MIN: u16 = 68;
 

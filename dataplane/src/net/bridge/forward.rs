@@ -433,6 +433,7 @@ impl Bridge {
         let Some(place) = guest.rx.iter_mut().flatten().find(|it| !it.broken) else {
             return;
         };
+        guest.short = false;
         while let Some(first) = guest.capture.first() {
             let frame = Frame {
                 header: Some(&first.header).filter(|it| !it.is_plain()),
@@ -452,7 +453,10 @@ impl Bridge {
                 Put::Done => there.counters.received(1, frame.len as u64),
                 // It would come twice.
                 Put::NoRoom if part => there.counters.dropped(Cause::NoBuffers, 1),
-                Put::NoRoom => break,
+                Put::NoRoom => {
+                    guest.short = true;
+                    break;
+                }
                 Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
                 Put::Broken => {
                     place.broken = true;

@@ -26,6 +26,8 @@ struct Guest {
     received: Vec<(Header, Vec<u8>)>,
     /// Buffers that are left to receive into.
     room: usize,
+    /// Buffers that a frame takes besides one.
+    more: usize,
     takes: Offloads,
     kick: Option<EventFd>,
     /// The device has asked for a kick since it last took something, as a driver that goes by the index
@@ -120,10 +122,10 @@ impl RxQueue for Rx {
     fn put(&mut self, header: Option<&Header>, bytes: &Bytes<'_>, len: usize) -> Put {
         let header = header.copied().unwrap_or_default();
         let mut guest = self.0.lock().unwrap();
-        if guest.room == 0 {
+        if guest.room <= guest.more {
             return Put::NoRoom;
         }
-        guest.room -= 1;
+        guest.room -= 1 + guest.more;
         let mut frame = vec![0; len];
         assert_eq!(bytes.start(&mut frame), len);
         guest.received.push((header, frame));
@@ -744,6 +746,99 @@ fn what_is_kept_waits_for_room_without_being_looked_at() {
     rig.rest();
     rig.turn();
     assert_eq!(rig.received(1), [1]);
+}
+
+/// A frame is kept for a guest, which has no room for it.
+fn kept(rig: &mut Rig, room: usize) -> Shared {
+    for guest in &rig.guests {
+        guest.lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+    }
+    rig.bridge.capture(1, true);
+    rig.bridge.stop_rx((0, 1, 0), &mut rig.ring).unwrap();
+    rig.send(0, mac(1), 1);
+    rig.turn();
+    let guest = rig.guests[1].clone();
+    (guest.lock().unwrap().room, guest.lock().unwrap().more) = (room, 1);
+    rig.bridge.start_rx(1, 0, Box::new(Rx(guest.clone())));
+    guest
+}
+
+#[test]
+fn what_is_kept_for_a_guest_over_its_rate_is_given_when_it_has_room() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let nothing = RateLimit {
+        packets_per_s: Some(0),
+        bits_per_s: None,
+    };
+    rig.bridge.set_limit(1, Some(nothing), None);
+    let guest = kept(&mut rig, 0);
+    rig.send(1, mac(0), 2);
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    guest.lock().unwrap().room = 2;
+    rig.kick(1);
+    rig.rest();
+    rig.turn();
+    assert_eq!(rig.received(1), [1]);
+    assert_eq!(rig.received(0), []);
+}
+
+/// The guest has a buffer and gives no kick for the next; nobody looks all the time.
+#[test]
+fn what_takes_more_buffers_than_there_are_is_tried_again_later() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let guest = kept(&mut rig, 1);
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    let due_ns = rig.bridge.next_event_ns().unwrap();
+    assert!(due_ns > rig.now_ns && due_ns <= rig.now_ns + MS);
+    guest.lock().unwrap().room = 2;
+    rig.turn();
+    assert_eq!(rig.received(1), [1]);
+}
+
+/// It waited for a kick of the first of two queues, and that stops.
+#[test]
+fn what_is_kept_is_given_by_another_queue_when_its_own_stops() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let (port, first) = rig.add_pairs(2);
+    for guest in &rig.guests {
+        guest.lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+    }
+    rig.bridge.capture(port, true);
+    for queue in 0..2 {
+        rig.bridge.stop_rx((0, port, queue), &mut rig.ring).unwrap();
+    }
+    rig.send(0, mac(9), 1);
+    rig.turn();
+    rig.guests[first].lock().unwrap().room = 0;
+    for queue in 0..2u16 {
+        let guest = rig.guests[first + usize::from(queue)].clone();
+        rig.bridge.start_rx(port, queue, Box::new(Rx(guest)));
+    }
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    rig.bridge.stop_rx((0, port, 0), &mut rig.ring).unwrap();
+    rig.turn();
+    assert_eq!(rig.received(u8::try_from(first).unwrap() + 1), [1]);
+}
+
+#[test]
+fn a_nic_without_a_link_is_not_announced() {
+    let mut rig = Rig::switch(2);
+    let said = [frame(Mac::BROADCAST, 0, 1, 60)];
+    for (link_up, received) in [(false, vec![]), (true, vec![1])] {
+        let gate = Gate {
+            link_up,
+            ..Gate::OPEN
+        };
+        rig.bridge.set_gate(0, gate);
+        rig.bridge.say(0, 0, &said, &mut rig.ring);
+        assert_eq!(rig.received(1), received);
+    }
 }
 
 #[test]

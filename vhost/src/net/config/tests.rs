@@ -141,8 +141,8 @@ fn what_a_nic_cannot_be_is_refused() {
     assert_eq!(with(|it| it.mtu = Some(67)), Err(E::Mtu(67)));
     assert_eq!(with(|it| it.queue_pairs = 0), Err(E::QueuePairs(0)));
     assert_eq!(
-        with(|it| it.queue_pairs = 0x8001),
-        Err(E::QueuePairs(0x8001))
+        with(|it| it.queue_pairs = 0x8000),
+        Err(E::QueuePairs(0x8000))
     );
     let fast = Some(Link {
         speed_mbps: 1 << 31,
