@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ferry_dataplane::lifecycle::LifecycleError;
 use ferry_dataplane::net::counters::PortTotals;
@@ -24,6 +26,8 @@ use crate::name::Name;
 use crate::nic::{NicChange, NicConfig, SwitchConfig};
 
 const SOCKET_MODE: u32 = 0o660;
+/// How long a NIC's device may live on in the hands of who is busy with it.
+const GONE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All of a daemon.
 #[derive(Default)]
@@ -329,7 +333,13 @@ impl Daemon {
         let Some(nic) = lock(&self.nics.nics).remove(id) else {
             return Err(unknown(id));
         };
+        let device = Arc::downgrade(&nic.device);
         drop(nic);
+        // Its tap may be wanted again at once.
+        let began = Instant::now();
+        while device.strong_count() > 0 && began.elapsed() < GONE_PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
         kept::remove::<NicConfig>(&self.config.state_dir, id)?;
         Ok(json!({ "removed": id }))
     }

@@ -181,6 +181,8 @@ fn arp(from: [u8; 6], ip: [u8; 4]) -> [u8; FRAME_BYTES] {
 struct Link {
     address: String,
     cut: Arc<AtomicBool>,
+    /// What goes there is lost.
+    swallows: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -189,17 +191,28 @@ impl Link {
         let address = listener.local_addr().unwrap().to_string();
         let cut = Arc::new(AtomicBool::new(false));
         let (is_cut, peer) = (cut.clone(), peer.to_owned());
+        let (swallows, never) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let swallowed = swallows.clone();
         std::thread::spawn(move || {
             for near in listener.incoming() {
                 let near = near.unwrap();
                 if !is_cut.load(Ordering::SeqCst) {
                     let far = TcpStream::connect(&peer).unwrap();
-                    carry(&near, &far, &is_cut);
-                    carry(&far, &near, &is_cut);
+                    carry(&near, &far, &is_cut, &swallowed);
+                    carry(&far, &near, &is_cut, &never);
                 }
             }
         });
-        Link { address, cut }
+        Link {
+            address,
+            cut,
+            swallows,
+        }
+    }
+
+    /// What goes to the peer does not come there, though it seems to.
+    fn swallow(&self, swallow: bool) {
+        self.swallows.store(swallow, Ordering::SeqCst);
     }
 
     fn cut(&self, cut: bool) {
@@ -208,12 +221,13 @@ impl Link {
 }
 
 /// One way, until it is cut.
-fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>) {
+fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>, swallows: &Arc<AtomicBool>) {
     let (mut from, mut to, cut) = (
         from.try_clone().unwrap(),
         to.try_clone().unwrap(),
         cut.clone(),
     );
+    let swallows = swallows.clone();
     from.set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
     std::thread::spawn(move || {
@@ -221,6 +235,7 @@ fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>) {
         while !cut.load(Ordering::SeqCst) {
             match from.read(&mut bytes) {
                 Ok(0) => break,
+                Ok(_) if swallows.load(Ordering::SeqCst) => {}
                 Ok(len) => to.write_all(&bytes[..len]).unwrap(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => break,
@@ -513,6 +528,46 @@ fn a_link_that_is_cut_in_between_loses_no_frame() {
     assert_eq!(world.guest.numbers(10), (11..21).collect::<Vec<_>>());
     world.wait_phase(0, "moved");
     world.guest.rests();
+}
+
+/// The link goes as the guest begins there: with what the source had just sent, and was to send.
+#[test]
+fn a_link_that_is_lost_at_activation_loses_no_frame() {
+    let mut world = World::new();
+    let link = Link::to(&world.hosts[1].peer());
+    world.hosts[0]
+        .run(&["migrate", "nic", "g", "--to", &link.address])
+        .ok();
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..11);
+    world.wait_phase(0, "taken");
+    assert_eq!(world.leaving(0)["frames_forwarded"], 10);
+    link.swallow(true);
+    world.send(0, 11..21);
+    world.guest.start_at(there, &bases);
+    world.wait_phase(0, "activated");
+    link.cut(true);
+    assert_eq!(world.guest.numbers(10), (1..11).collect::<Vec<_>>());
+    link.swallow(false);
+    // Still passed on, if it takes its time.
+    world.send(0, 21..26);
+    link.cut(false);
+    assert_eq!(world.guest.numbers(15), (11..26).collect::<Vec<_>>());
+    world.wait_phase(0, "moved");
+    world.guest.rests();
+}
+
+/// Its source goes on asking, until it is told.
+#[test]
+fn a_nic_that_is_removed_where_it_is_awaited_is_gone() {
+    let world = World::new();
+    world.announce(0, 1);
+    world.wait_phase(0, "ready");
+    world.hosts[1].run(&["nic", "remove", "g"]).ok();
+    world.wait_phase(0, "failed");
+    let why = world.leaving(0)["reason"].as_str().unwrap().to_owned();
+    assert!(why.contains("removed there"), "{why}");
 }
 
 #[test]
