@@ -154,8 +154,8 @@ pub const MOVE_CAPTURE_BYTES: usize = 16 << 20;
 /// that came in its blackout, on a host whose caches know nothing of it.
 pub const CATCH_UP: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Group frames that are remembered while a NIC arrives, to be told from those that come another way.
-pub const CAPTURE_TWINS: usize = 64;
+/// Frames of each way that are remembered while a NIC arrives, to be told from those that come the other way.
+pub const CAPTURE_TWINS: usize = MOVE_CAPTURE_FRAMES;
 
 /// Addresses that are remembered of what a guest says of itself.
 pub const SPOKEN_ADDRESSES: usize = 16;

@@ -1,5 +1,7 @@
 //! A frame's way through a bridge.
 
+use std::sync::Arc;
+
 use super::capture::{Capture, Kept};
 use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
 use crate::limits::{FETCH_BYTES, FRAME_BUDGET};
@@ -388,6 +390,13 @@ impl Bridge {
             keep(&mut guest.capture, frame, now, &there.counters);
             return;
         }
+        if guest.capture.minds_twins(now_ns) {
+            let bytes = &mut self.whole[..frame.len];
+            frame.bytes.start(bytes);
+            if guest.capture.has_come(now_ns, bytes) {
+                return;
+            }
+        }
         // The queue that it came from, as the guest at the other end spreads its flows.
         let mut queues = rx.iter_mut().flatten().filter(|it| !it.broken);
         let nth = match running {
@@ -403,7 +412,7 @@ impl Bridge {
             Put::Done => there.counters.received(1, frame.len as u64),
             // In part it would come twice.
             Put::NoRoom if !part && guest.capture.is_behind(now_ns) => {
-                keep(&mut guest.capture, frame, (true, now_ns), &there.counters);
+                keep_first(&mut guest.capture, frame, now_ns, &there.counters);
                 waits = true;
             }
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
@@ -550,10 +559,26 @@ fn keep(
     (running, now_ns): (bool, u64),
     counters: &PortCounters,
 ) {
+    let said = (frame.said(), frame.ether_type);
+    let kept = capture.keep(running, now_ns, said, copy_of(frame));
+    count(kept, counters);
+}
+
+/// As [`keep`], for a guest whose queues run and one that has not come by another way.
+fn keep_first(capture: &mut Capture, frame: &Frame<'_>, now_ns: u64, counters: &PortCounters) {
+    let said = (frame.said(), frame.ether_type);
+    let kept = capture.keep_first(true, now_ns, said, copy_of(frame));
+    count(kept, counters);
+}
+
+fn copy_of(frame: &Frame<'_>) -> Arc<[u8]> {
     let mut bytes = vec![0; frame.len];
     frame.bytes.start(&mut bytes);
-    let said = (frame.said(), frame.ether_type);
-    match capture.keep(running, now_ns, said, bytes.into()) {
+    bytes.into()
+}
+
+fn count(kept: Kept, counters: &PortCounters) {
+    match kept {
         Kept::Yes | Kept::Elsewhere => {}
         Kept::Full => counters.capture_lost(1),
         Kept::NoLink => counters.dropped(Cause::NoLink, 1),
