@@ -21,6 +21,9 @@ const RING: u16 = 256;
 const TYPE: [u8; 2] = [0x88, 0xb5];
 const RARP: [u8; 2] = [0x80, 0x35];
 const ARP: [u8; 2] = [0x08, 0x06];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+/// fe80::7
+const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 
 /// A machine's NIC, or a station in the network.
 struct Nic {
@@ -174,6 +177,19 @@ fn arp(from: [u8; 6], ip: [u8; 4]) -> [u8; FRAME_BYTES] {
     frame[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
     frame[22..28].copy_from_slice(&from);
     frame[28..32].copy_from_slice(&ip);
+    frame
+}
+
+/// As much of a neighbour solicitation as says who sends it.
+fn solicitation(from: [u8; 6], ip: [u8; 16]) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, 0, 0, 1]);
+    frame[6..12].copy_from_slice(&from);
+    frame[12..14].copy_from_slice(&IPV6);
+    // ICMPv6 comes next.
+    (frame[14], frame[20], frame[21]) = (0x60, 58, 255);
+    frame[22..38].copy_from_slice(&ip);
+    frame[54] = 135;
     frame
 }
 
@@ -341,6 +357,7 @@ impl World {
 #[test]
 fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destination() {
     let mut world = World::new();
+    world.guest.send_frame(&solicitation(GUEST, LINK_LOCAL));
     world.announce(0, 1);
     let there = world.connect(1);
     let bases = world.guest.vmm.stop().unwrap();
@@ -372,6 +389,15 @@ fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destinati
     let arps = world.stations[1].take(ARP);
     assert_eq!(arps.len(), 6);
     assert_eq!(arps[0][28..32], [10, 0, 0, 7]);
+    // To all nodes: an advertisement that nobody asked for, and that overrides what they know.
+    let advertised = world.stations[1].take(IPV6);
+    assert_eq!(advertised.len(), 6);
+    for frame in &advertised {
+        assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+        assert_eq!((frame[54], frame[58]), (136, 0x20));
+        assert_eq!(frame[62..78], LINK_LOCAL);
+        assert_eq!(frame[80..86], GUEST);
+    }
     // And back again.
     world.announce(1, 0);
     let there = world.connect(0);
