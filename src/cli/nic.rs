@@ -53,6 +53,9 @@ pub enum NicCommand {
         /// Bits that its guest may send in a second, in millions.
         #[arg(long, value_name = "N")]
         limit_mbps: Option<u64>,
+        /// The speed that its guest is told, in millions of bits a second; its tap's unless given.
+        #[arg(long, value_name = "MBPS")]
+        speed: Option<u32>,
     },
     /// Change a NIC while its guest runs.
     Set {
@@ -121,6 +124,7 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
             any_source,
             limit_pps,
             limit_mbps,
+            speed,
         } => {
             let handed = tap_fds.iter().map(|fd| inherited(*fd));
             let handed = handed.collect::<Done<Vec<_>>>()?;
@@ -140,6 +144,7 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
                 any_source,
                 limit_pps,
                 limit_bps: limit_mbps.map(|mbps| mbps.saturating_mul(1_000_000)),
+                speed_mbps: speed,
                 link_down: false,
             };
             config.check()?;

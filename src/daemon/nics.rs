@@ -15,6 +15,7 @@ use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::nic::{BridgeHandle, NicPort};
 use ferry_dataplane::net::tap::Tap;
+use ferry_vhost::net::config::Link;
 use ferry_vhost::net::device::{Attachment, NetDevice, Wire};
 use ferry_vhost::session::{self, Listening};
 use serde_json::{Value, json};
@@ -253,15 +254,16 @@ impl Daemon {
         let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
         let guard = (!config.any_source).then_some(mac);
         let tap = handed.first().map(|tap| tap.name().to_owned());
-        let attachment = match (&config.switch, &config.tap) {
-            (Some(switch), _) => switch_port(&switches, switch, config, guard)?,
-            (None, Some(tap)) => {
-                let taps = open_taps(tap, config.queue_pairs)?;
-                self.wires(taps, config, guard)?
-            }
-            (None, None) => self.wires(handed, config, guard)?,
+        let taps = match &config.tap {
+            Some(tap) => open_taps(tap, config.queue_pairs)?,
+            None => handed,
         };
-        let device = NetDevice::new(id.as_str(), config.options(mac), attachment);
+        let speed = taps.first().and_then(Tap::speed_mbps);
+        let attachment = match &config.switch {
+            Some(switch) => switch_port(&switches, switch, config, guard)?,
+            None => self.wires(taps, config, guard)?,
+        };
+        let device = NetDevice::new(id.as_str(), config.options(mac, speed), attachment);
         let device = device.map_err(|error| Failure::Usage(format!("nic {id}: {error}")))?;
         let limited = device.set_limit(config.limit());
         limited.map_err(failed("nic", id))?;
@@ -425,6 +427,7 @@ impl Nic {
             "socket": self.socket,
             "mtu": self.config.mtu,
             "queue_pairs": self.config.queue_pairs,
+            "speed_mbps": self.device.options().link.filter(|it| *it != Link::UNKNOWN).map(|it| it.speed_mbps),
             "limit_pps": self.config.limit_pps,
             "limit_bps": self.config.limit_bps,
             "attached": self.device.attached(),

@@ -248,6 +248,46 @@ fn what_makes_no_sense_is_refused() {
     add(&words).refused(&["in use"]);
 }
 
+/// Its guest is told what was said, or what its tap says; and that nobody knows.
+#[test]
+fn a_guest_is_told_the_speed_of_its_nic() {
+    use ferry_bench::frontend::{Vmm, VmmOptions};
+    const GET_CONFIG: u32 = 24;
+    let read = |host: &Host, id: &str| {
+        let socket = host.dir.join("run").join(format!("nic-{id}.sock"));
+        let mut vmm = Vmm::connect(&socket, VmmOptions::net()).unwrap();
+        let mut asked = [12u32, 5, 0].map(u32::to_ne_bytes).concat();
+        asked.extend([0; 5]);
+        let reply = vmm.raw_request(GET_CONFIG, 0, &asked, &[], true).unwrap();
+        let [speed @ .., duplex] = *reply.unwrap().body.last_chunk::<5>().unwrap();
+        (u32::from_le_bytes(speed), duplex)
+    };
+    let lan = Lan::new(&["--speed", "2500"]);
+    assert_eq!(read(&lan.host, "x"), (2500, 1));
+    assert_eq!(lan.nic(0)["speed_mbps"], 2500);
+    let error = lan.host.run(&[
+        "nic",
+        "add",
+        "z",
+        "--switch",
+        "lan",
+        "--speed",
+        "2147483648",
+    ]);
+    assert!(error.error(2).contains("a speed of 2147483648"));
+    lan.host.run(&["nic", "add", "z", "--switch", "lan"]).ok();
+    assert_eq!(read(&lan.host, "z"), (u32::MAX, 0xff));
+    if !networks("a_guest_is_told_the_speed_of_its_nic") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.run(&["nic", "add", "x", "--tap", "t0"]).ok();
+    let (speed, duplex) = read(&host, "x");
+    assert!((10..=1_000_000).contains(&speed), "{speed}");
+    assert_eq!(duplex, 1);
+}
+
 /// From one tap to the other by a bridge of the kernel's.
 #[test]
 fn frames_go_by_taps_and_come_by_taps() {

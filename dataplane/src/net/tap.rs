@@ -61,6 +61,11 @@ impl Tap {
         Ok(tap)
     }
 
+    /// The speed that its interface says to have, in Mbit/s, if it says any.
+    pub fn speed_mbps(&self) -> Option<u32> {
+        sys::link_speed_mbps(&self.name).ok().flatten()
+    }
+
     /// What it takes unfinished.
     pub fn takes(&self) -> Offloads {
         if self.uso {
