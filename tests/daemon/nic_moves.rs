@@ -226,6 +226,12 @@ impl Link {
         }
     }
 
+    /// Whether nothing is carried any more.
+    fn is_idle(&self) -> bool {
+        // Besides the one here, that of who listens.
+        Arc::strong_count(&self.cut) == 2
+    }
+
     /// What goes to the peer does not come there, though it seems to.
     fn swallow(&self, swallow: bool) {
         self.swallows.store(swallow, Ordering::SeqCst);
@@ -575,6 +581,7 @@ fn a_link_that_is_lost_at_activation_loses_no_frame() {
     world.wait_phase(0, "activated");
     link.cut(true);
     assert_eq!(world.guest.numbers(10), (1..11).collect::<Vec<_>>());
+    eventually("the link is cut", || link.is_idle());
     link.swallow(false);
     // Still passed on, if it takes its time.
     world.send(0, 21..26);
