@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::limit::RateLimit;
-use ferry_vhost::net::config::{Controls, NetOptions, Offloads};
+use ferry_vhost::net::config::{Controls, Link, NetOptions, Offloads};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
@@ -54,6 +54,8 @@ pub struct NicConfig {
     pub limit_pps: Option<u64>,
     /// Bits that its guest may send in a second.
     pub limit_bps: Option<u64>,
+    /// The speed that its guest is told, in Mbit/s; its tap's unless set.
+    pub speed_mbps: Option<u32>,
     /// Its link is down: nothing passes.
     #[serde(default)]
     pub link_down: bool,
@@ -182,7 +184,7 @@ impl NicConfig {
             return self.wrong(format_args!("queue_pairs must be 1 to {QUEUE_PAIRS_MAX}"));
         }
         self.mac()?;
-        match self.options(Mac::random(0)).check() {
+        match self.options(Mac::random(0), None).check() {
             Ok(()) => Ok(()),
             Err(error) => self.wrong(error),
         }
@@ -200,20 +202,27 @@ impl NicConfig {
         }
     }
 
-    /// What the device offers.
-    pub fn options(&self, mac: Mac) -> NetOptions {
+    /// What the device offers, on a tap of that speed.
+    pub fn options(&self, mac: Mac, tap_mbps: Option<u32>) -> NetOptions {
+        let link = |speed_mbps| Link {
+            speed_mbps,
+            full_duplex: true,
+        };
         NetOptions {
             mac: Some(mac.0),
             // Frames from another are dropped.
             fixed_mac: !self.any_source,
             mtu: Some(self.mtu),
-            link: None,
+            // Always offered: the guest may move to a host that knows no speed.
+            link: Some(self.speed_mbps.or(tap_mbps).map_or(Link::UNKNOWN, link)),
             status: true,
             queue_pairs: self.queue_pairs,
             mergeable: true,
             indirect: true,
             event_idx: true,
             log: true,
+            // Whatever its tap or its peers take: the rest is finished in software, and so a guest may move
+            // to a host with an older kernel.
             from_guest: Offloads {
                 // No tap has taken them since Linux 4.14.
                 ufo: false,

@@ -1,8 +1,11 @@
-//! Once a disk's rings run, its worker allocates nothing: not for requests of any kind, at any depth,
-//! nor for falling asleep and waking up. Control messages may.
+//! Once the rings of a disk or a NIC run, their worker allocates nothing: not for requests of any kind, at any
+//! depth, not for frames on whichever way, nor for falling asleep and waking up. Control messages may.
 #![allow(unsafe_code)] // an allocator is made of it
 #![allow(clippy::cast_possible_truncation)] // the numbers of these tests are small
 
+#[path = "device/nic_rig.rs"]
+#[allow(dead_code)]
+mod nic_rig;
 #[path = "device/rig.rs"]
 #[allow(dead_code)]
 mod rig;
@@ -10,13 +13,17 @@ mod rig;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ferry_bench::frontend::{Op, QueueOptions, Segment, Status};
 use ferry_dataplane::backend::{Backend, Store};
 use ferry_dataplane::clock::now_ns;
+use ferry_dataplane::net::nic::BridgeHandle;
 use ferry_dataplane::qos::domain::{DiskControl, Domain};
 use ferry_dataplane::qos::{CostModel, Medium, Policy};
+use ferry_vhost::net::config::feature;
+use nic_rig::{Kind, Lan, NicGuest};
 use rig::{Guest, Host, MIB, PATIENCE, eventually, memory_disk, options, poll_for, slow};
 
 /// The system's allocator, with a count of what one thread asks of it.
@@ -106,9 +113,22 @@ fn round(guest: &mut Guest, whole: &[Segment], refuses: bool) {
     }
 }
 
-/// Not several tests: one thread is watched at a time.
+/// Only one thread is watched at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Does it while the first worker of a host is watched, which is to allocate nothing.
+fn watched(host: &str, what: &str, task: impl FnOnce()) {
+    COUNT.store(0, Ordering::Relaxed);
+    WATCHED.store(thread_named(&format!("{host}-0")), Ordering::Relaxed);
+    task();
+    WATCHED.store(0, Ordering::Relaxed);
+    let (count, first) = (COUNT.load(Ordering::Relaxed), FIRST.load(Ordering::Relaxed));
+    assert_eq!(count, 0, "{what}: the first of {first} bytes");
+}
+
 #[test]
 fn a_worker_allocates_nothing_for_requests() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let null = Store::Null {
         capacity_bytes: 8 * MIB,
     };
@@ -158,15 +178,62 @@ fn a_worker_allocates_nothing_for_requests() {
         let buffers: Vec<Segment> = (0..DEPTH).map(|_| guest.buffer(4096)).collect();
         eventually("the rings run", || guest.vmm.is_running());
         round(&mut guest, &buffers, false);
-        COUNT.store(0, Ordering::Relaxed);
-        WATCHED.store(thread_named("counted-0"), Ordering::Relaxed);
-        for turn in 0..40 {
-            round(&mut guest, &buffers, false);
-            // Long enough to fall asleep, now and then.
-            std::thread::sleep(Duration::from_micros(turn % 4 * 100));
+        watched("counted", name, || {
+            for turn in 0..40 {
+                round(&mut guest, &buffers, false);
+                // Long enough to fall asleep, now and then.
+                std::thread::sleep(Duration::from_micros(turn % 4 * 100));
+            }
+        });
+    }
+}
+
+/// A frame of 1000 bytes whose checksum is left to do, with its header.
+fn unfinished(frame: &[u8]) -> Vec<u8> {
+    let mut header = [0; nic_rig::HEADER as usize];
+    // At byte 2 of what is behind the first 20.
+    (header[0], header[6], header[8]) = (1, 20, 2);
+    let mut bytes = [&header, frame].concat();
+    bytes.resize(1012, 7);
+    bytes
+}
+
+/// Frames to one, to nobody and to all, whole and to be finished on the way, each way.
+fn frames(guests: &mut [NicGuest; 2], macs: [[u8; 6]; 2]) {
+    for from in 0..2 {
+        let (own, other) = (macs[from], macs[1 - from]);
+        for to in [other, [0xff; 6], [2, 2, 2, 2, 2, 2]] {
+            let whole = nic_rig::frame(to, own, 3);
+            guests[from].send(&whole);
+            guests[from].send_cut(0, &unfinished(&whole), &[12, 40]);
+            for _ in 0..2 {
+                assert!(guests[1 - from].receive(PATIENCE).is_some());
+            }
         }
-        WATCHED.store(0, Ordering::Relaxed);
-        let (count, first) = (COUNT.load(Ordering::Relaxed), FIRST.load(Ordering::Relaxed));
-        assert_eq!(count, 0, "{name}: the first of {first} bytes");
+    }
+}
+
+#[test]
+fn a_worker_allocates_nothing_for_frames() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = Host::named("wired", 1);
+    let wire = BridgeHandle::wire(&host.handles()[0]).unwrap();
+    for (name, lan) in [
+        ("switched", Lan::on(Host::named("switched", 1))),
+        ("wired", Lan::of(wire, host)),
+    ] {
+        let nics = [1, 2].map(|number| lan.nic(number, Kind::default()));
+        let takes = nic_rig::plain() | feature::CSUM;
+        let mut guests = nics.each_ref().map(|nic| nic.guest_with(1, takes));
+        let macs = nics.each_ref().map(|nic| nic.mac);
+        for _ in 0..4 {
+            frames(&mut guests, macs);
+        }
+        watched(name, "frames", || {
+            for turn in 0..100 {
+                frames(&mut guests, macs);
+                std::thread::sleep(Duration::from_micros(turn % 4 * 100));
+            }
+        });
     }
 }

@@ -127,6 +127,14 @@ pub const TAP_BATCH: u16 = 64;
 /// Frames on their way to a tap.
 pub const TAP_WRITES: u16 = 256;
 
+/// Datagrams that Linux makes one of at most (UDP_MAX_SEGMENTS): so many writes are left free for one, where
+/// a tap does not cut it up.
+pub const TAP_DATAGRAMS: u16 = 128;
+
+/// How soon a frame is tried again that found fewer buffers than it takes, in nanoseconds: its guest gives
+/// no kick for more of them.
+pub const ROOM_RETRY_NS: u64 = 500_000;
+
 /// Commands of a NIC's control queue in [`CONTROL_WINDOW`]; more wait for the next.
 pub const CONTROL_COMMANDS: u32 = 64;
 
@@ -152,8 +160,8 @@ pub const MOVE_CAPTURE_BYTES: usize = 16 << 20;
 /// that came in its blackout, on a host whose caches know nothing of it.
 pub const CATCH_UP: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Group frames that are remembered while a NIC arrives, to be told from those that come another way.
-pub const CAPTURE_TWINS: usize = 64;
+/// Frames of each way that are remembered while a NIC arrives, to be told from those that come the other way.
+pub const CAPTURE_TWINS: usize = MOVE_CAPTURE_FRAMES;
 
 /// Addresses that are remembered of what a guest says of itself.
 pub const SPOKEN_ADDRESSES: usize = 16;

@@ -295,3 +295,25 @@ pub fn tun_set_offloads(fd: std::os::fd::RawFd, flags: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd, TUNSETOFFLOAD, libc::c_ulong::from(flags)) })?;
     Ok(())
 }
+
+/// What an interface of this process's network says of its speed, in Mbit/s; `None` when it does not know.
+pub fn link_speed_mbps(name: &str) -> io::Result<Option<u32>> {
+    /// `struct ethtool_cmd`, in words.
+    type EthtoolCmd = [u32; 11];
+    const ETHTOOL_GSET: u32 = 1;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    // Any socket will do.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut answer: EthtoolCmd = [0; 11];
+    answer[0] = ETHTOOL_GSET;
+    let mut request = interface(name, 0);
+    request.ifr_ifru.ifru_data = (&raw mut answer).cast();
+    // SAFETY: the call reads one `ifreq`, and writes the words that it points to; both live through it.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    let bytes = |word: usize| answer[word].to_ne_bytes();
+    let (low, high) = (bytes(3), bytes(7));
+    let speed = u32::from(u16::from_ne_bytes([low[0], low[1]]))
+        | u32::from(u16::from_ne_bytes([high[0], high[1]])) << 16;
+    let known = speed != 0 && i32::try_from(speed).is_ok() && speed != u32::from(u16::MAX);
+    Ok(known.then_some(speed))
+}

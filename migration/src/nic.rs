@@ -12,6 +12,7 @@
 //!        | <-------------------------- NicActivated -- |  what comes here waits
 //!     what was kept is told, and no more kept          |
 //!        | -- NicFrames, NicFence -------------------> |  what came here is given
+//!        | <------------------------------ NicTaken -- |  until then the source has them too
 //!        | -- NicFrames: stragglers -----------------> |
 //!        | -- NicDone -------------------------------> |
 //! ```
@@ -21,7 +22,7 @@
 //! destination forgets it ([`crate::codec::Message::NicResumed`]). A VMM that carries device state brings
 //! the state besides, with the frames that were in hand then; each frame is counted, and is given
 //! once. When the link is lost, the source keeps frames and connects again; what it kept is told anew, late if
-//! the guest runs there by then.
+//! the guest runs there by then. So is what was on its way when the guest began there, for a while.
 
 mod destination;
 mod source;

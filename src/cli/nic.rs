@@ -53,6 +53,9 @@ pub enum NicCommand {
         /// Bits that its guest may send in a second, in millions.
         #[arg(long, value_name = "N")]
         limit_mbps: Option<u64>,
+        /// The speed that its guest is told, in millions of bits a second; its tap's unless given.
+        #[arg(long, value_name = "MBPS")]
+        speed: Option<u32>,
     },
     /// Change a NIC while its guest runs.
     Set {
@@ -121,6 +124,7 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
             any_source,
             limit_pps,
             limit_mbps,
+            speed,
         } => {
             let handed = tap_fds.iter().map(|fd| inherited(*fd));
             let handed = handed.collect::<Done<Vec<_>>>()?;
@@ -140,6 +144,7 @@ pub fn run(command: NicCommand, client: &mut Client) -> Done {
                 any_source,
                 limit_pps,
                 limit_bps: limit_mbps.map(|mbps| mbps.saturating_mul(1_000_000)),
+                speed_mbps: speed,
                 link_down: false,
             };
             config.check()?;
@@ -205,11 +210,7 @@ pub fn run_switch(command: SwitchCommand, client: &mut Client) -> Done {
             let line = client.call("switch.add", serde_json::to_value(&config)?)?;
             show(&line, |_| format!("switch {}", config.name));
         }
-        SwitchCommand::List => show(&client.call("switch.list", json!({}))?, |list| {
-            let switches = list["switches"].as_array().into_iter().flatten();
-            let rows = switches.map(|it| vec![cell(&it["name"]), cell(&it["taps"])]);
-            output::table(&["SWITCH", "TAPS"], rows.collect())
-        }),
+        SwitchCommand::List => show(&client.call("switch.list", json!({}))?, switch_table),
         SwitchCommand::Remove { name } => {
             let gone = client.call("switch.remove", json!({ "name": name }))?;
             show(&gone, |_| format!("switch {name} is gone"));
@@ -248,6 +249,41 @@ fn qemu_lines(socket: &str, mac: &str, pairs: u16) -> Vec<String> {
     ]
 }
 
+/// Frames of all causes.
+fn sum(dropped: &Value) -> u64 {
+    let dropped = dropped.as_object().into_iter().flatten();
+    dropped.filter_map(|(_, count)| count.as_u64()).sum()
+}
+
+/// A row for each port, and one for a switch without any.
+fn switch_table(list: &Value) -> String {
+    let size = |value: &Value| output::bytes(value.as_u64().unwrap_or(0));
+    let row = |switch: &Value, port: &Value| {
+        vec![
+            cell(&switch["name"]),
+            format!("{} {}", cell(&port["kind"]), cell(&port["name"])),
+            cell(&port["rx_frames"]),
+            size(&port["rx_bytes"]),
+            cell(&port["tx_frames"]),
+            size(&port["tx_bytes"]),
+            sum(&port["dropped"]).to_string(),
+        ]
+    };
+    let rows = list["switches"].as_array().into_iter().flatten();
+    let rows = rows.flat_map(|switch| match switch["ports"].as_array() {
+        Some(ports) if !ports.is_empty() => ports.iter().map(|it| row(switch, it)).collect(),
+        _ => {
+            let mut row = vec![cell(&switch["name"])];
+            row.resize(7, "-".into());
+            vec![row]
+        }
+    });
+    let header = [
+        "SWITCH", "PORT", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED",
+    ];
+    output::table(&header, rows.collect())
+}
+
 fn table(list: &Value) -> String {
     let size = |value: &Value| output::bytes(value.as_u64().unwrap_or(0));
     let rows = list["nics"].as_array().into_iter().flatten().map(|nic| {
@@ -258,8 +294,10 @@ fn table(list: &Value) -> String {
             }
             (_, tap) => format!("tap {}", cell(tap)),
         };
-        let dropped = nic["dropped"].as_object().into_iter().flatten();
-        let dropped: u64 = dropped.filter_map(|(_, count)| count.as_u64()).sum();
+        let to_tap = match &nic["dropped_to_tap"] {
+            Value::Null => "-".into(),
+            dropped => sum(dropped).to_string(),
+        };
         vec![
             cell(&nic["id"]),
             cell(&nic["mac"]),
@@ -275,13 +313,14 @@ fn table(list: &Value) -> String {
             size(&nic["rx_bytes"]),
             cell(&nic["tx_frames"]),
             size(&nic["tx_bytes"]),
-            dropped.to_string(),
+            sum(&nic["dropped"]).to_string(),
+            to_tap,
             cell(&nic["socket"]),
         ]
     });
     let header = [
         "NIC", "MAC", "TO", "ATTACHED", "LINK", "RX", "RX BYTES", "TX", "TX BYTES", "DROPPED",
-        "SOCKET",
+        "TO TAP", "SOCKET",
     ];
     output::table(&header, rows.collect())
 }

@@ -7,11 +7,15 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ferry_dataplane::lifecycle::LifecycleError;
+use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::nic::{BridgeHandle, NicPort};
 use ferry_dataplane::net::tap::Tap;
+use ferry_vhost::net::config::Link;
 use ferry_vhost::net::device::{Attachment, NetDevice, Wire};
 use ferry_vhost::session::{self, Listening};
 use serde_json::{Value, json};
@@ -23,6 +27,8 @@ use crate::name::Name;
 use crate::nic::{NicChange, NicConfig, SwitchConfig};
 
 const SOCKET_MODE: u32 = 0o660;
+/// How long a NIC's device may live on in the hands of who is busy with it.
+const GONE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All of a daemon.
 #[derive(Default)]
@@ -248,19 +254,19 @@ impl Daemon {
         let mac = config.mac()?.unwrap_or_else(|| Mac::random(random()));
         let guard = (!config.any_source).then_some(mac);
         let tap = handed.first().map(|tap| tap.name().to_owned());
-        let attachment = match (&config.switch, &config.tap) {
-            (Some(switch), _) => switch_port(&switches, switch, config, guard)?,
-            (None, Some(tap)) => {
-                let taps = open_taps(tap, config.queue_pairs)?;
-                self.wires(taps, config, guard)?
-            }
-            (None, None) => self.wires(handed, config, guard)?,
+        let taps = match &config.tap {
+            Some(tap) => open_taps(tap, config.queue_pairs)?,
+            None => handed,
         };
-        let device = NetDevice::new(id.as_str(), config.options(mac), attachment);
+        let speed = taps.first().and_then(Tap::speed_mbps);
+        let attachment = match &config.switch {
+            Some(switch) => switch_port(&switches, switch, config, guard)?,
+            None => self.wires(taps, config, guard)?,
+        };
+        let device = NetDevice::new(id.as_str(), config.options(mac, speed), attachment);
         let device = device.map_err(|error| Failure::Usage(format!("nic {id}: {error}")))?;
-        for port in device.ports() {
-            port.set_limit(config.limit()).map_err(failed("nic", id))?;
-        }
+        let limited = device.set_limit(config.limit());
+        limited.map_err(failed("nic", id))?;
         if config.link_down {
             device.set_link(false).map_err(failed("nic", id))?;
         }
@@ -307,9 +313,8 @@ impl Daemon {
         if lasting {
             kept::store(&self.config.state_dir, &config)?;
         }
-        for port in nic.device.ports() {
-            port.set_limit(config.limit()).map_err(failed("nic", id))?;
-        }
+        let limited = nic.device.set_limit(config.limit());
+        limited.map_err(failed("nic", id))?;
         let device = nic.device.clone();
         nic.config = config;
         // The guest is told by way of its front-end, which nobody else waits for.
@@ -330,7 +335,13 @@ impl Daemon {
         let Some(nic) = lock(&self.nics.nics).remove(id) else {
             return Err(unknown(id));
         };
+        let device = Arc::downgrade(&nic.device);
         drop(nic);
+        // Its tap may be wanted again at once.
+        let began = Instant::now();
+        while device.strong_count() > 0 && began.elapsed() < GONE_PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
         kept::remove::<NicConfig>(&self.config.state_dir, id)?;
         Ok(json!({ "removed": id }))
     }
@@ -356,9 +367,46 @@ impl Daemon {
     /// `ferry switch list`.
     pub fn switch_lines(&self) -> Value {
         let switches = lock(&self.nics.switches);
-        let lines: Vec<Value> = switches.values().map(Switch::line).collect();
+        let nics = lock(&self.nics.nics);
+        let line = |switch: &Switch| {
+            let mut line = switch.line();
+            let taps = switch.config.taps.iter().zip(&switch.taps);
+            let taps = taps.map(|(name, port)| port_line("tap", name, &port.counters().totals()));
+            let on_it = |nic: &&Nic| nic.config.switch.as_ref() == Some(&switch.config.name);
+            let nics = nics.values().filter(on_it);
+            let nics =
+                nics.map(|nic| port_line("nic", nic.config.id.as_str(), &nic.device.totals()));
+            line["ports"] = taps.chain(nics).collect();
+            line
+        };
+        let lines: Vec<Value> = switches.values().map(line).collect();
         json!({ "switches": lines })
     }
+}
+
+/// A port of a switch, and what went through it.
+fn port_line(kind: &str, name: &str, totals: &PortTotals) -> Value {
+    json!({
+        "kind": kind,
+        "name": name,
+        "rx_frames": totals.rx_frames,
+        "rx_bytes": totals.rx_bytes,
+        "tx_frames": totals.tx_frames,
+        "tx_bytes": totals.tx_bytes,
+        "dropped": dropped(totals),
+    })
+}
+
+/// Frames that went no further, by cause.
+fn dropped(totals: &PortTotals) -> Value {
+    json!({
+        "no_buffers": totals.no_buffers,
+        "spoofed": totals.spoofed,
+        "malformed": totals.malformed,
+        "too_large": totals.too_large,
+        "no_link": totals.no_link,
+        "capture_lost": totals.capture_lost,
+    })
 }
 
 impl Switch {
@@ -379,6 +427,7 @@ impl Nic {
             "socket": self.socket,
             "mtu": self.config.mtu,
             "queue_pairs": self.config.queue_pairs,
+            "speed_mbps": self.device.options().link.filter(|it| *it != Link::UNKNOWN).map(|it| it.speed_mbps),
             "limit_pps": self.config.limit_pps,
             "limit_bps": self.config.limit_bps,
             "attached": self.device.attached(),
@@ -391,14 +440,8 @@ impl Nic {
             "filtered": totals.filtered,
             "broken_queues": totals.broken_queues,
             "refused_commands": self.device.refused_commands(),
-            "dropped": {
-                "no_buffers": totals.no_buffers,
-                "spoofed": totals.spoofed,
-                "malformed": totals.malformed,
-                "too_large": totals.too_large,
-                "no_link": totals.no_link,
-                "capture_lost": totals.capture_lost,
-            },
+            "dropped": dropped(&totals),
+            "dropped_to_tap": self.device.tap_totals().as_ref().map(dropped),
         })
     }
 }

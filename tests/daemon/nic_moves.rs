@@ -21,6 +21,9 @@ const RING: u16 = 256;
 const TYPE: [u8; 2] = [0x88, 0xb5];
 const RARP: [u8; 2] = [0x80, 0x35];
 const ARP: [u8; 2] = [0x08, 0x06];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+/// fe80::7
+const LINK_LOCAL: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 
 /// A machine's NIC, or a station in the network.
 struct Nic {
@@ -177,10 +180,25 @@ fn arp(from: [u8; 6], ip: [u8; 4]) -> [u8; FRAME_BYTES] {
     frame
 }
 
+/// As much of a neighbour solicitation as says who sends it.
+fn solicitation(from: [u8; 6], ip: [u8; 16]) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, 0, 0, 1]);
+    frame[6..12].copy_from_slice(&from);
+    frame[12..14].copy_from_slice(&IPV6);
+    // ICMPv6 comes next.
+    (frame[14], frame[20], frame[21]) = (0x60, 58, 255);
+    frame[22..38].copy_from_slice(&ip);
+    frame[54] = 135;
+    frame
+}
+
 /// A link between the hosts that can be cut.
 struct Link {
     address: String,
     cut: Arc<AtomicBool>,
+    /// What goes there is lost.
+    swallows: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -189,17 +207,34 @@ impl Link {
         let address = listener.local_addr().unwrap().to_string();
         let cut = Arc::new(AtomicBool::new(false));
         let (is_cut, peer) = (cut.clone(), peer.to_owned());
+        let (swallows, never) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let swallowed = swallows.clone();
         std::thread::spawn(move || {
             for near in listener.incoming() {
                 let near = near.unwrap();
                 if !is_cut.load(Ordering::SeqCst) {
                     let far = TcpStream::connect(&peer).unwrap();
-                    carry(&near, &far, &is_cut);
-                    carry(&far, &near, &is_cut);
+                    carry(&near, &far, &is_cut, &swallowed);
+                    carry(&far, &near, &is_cut, &never);
                 }
             }
         });
-        Link { address, cut }
+        Link {
+            address,
+            cut,
+            swallows,
+        }
+    }
+
+    /// Whether nothing is carried any more.
+    fn is_idle(&self) -> bool {
+        // Besides the one here, that of who listens.
+        Arc::strong_count(&self.cut) == 2
+    }
+
+    /// What goes to the peer does not come there, though it seems to.
+    fn swallow(&self, swallow: bool) {
+        self.swallows.store(swallow, Ordering::SeqCst);
     }
 
     fn cut(&self, cut: bool) {
@@ -208,12 +243,13 @@ impl Link {
 }
 
 /// One way, until it is cut.
-fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>) {
+fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>, swallows: &Arc<AtomicBool>) {
     let (mut from, mut to, cut) = (
         from.try_clone().unwrap(),
         to.try_clone().unwrap(),
         cut.clone(),
     );
+    let swallows = swallows.clone();
     from.set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
     std::thread::spawn(move || {
@@ -221,6 +257,7 @@ fn carry(from: &TcpStream, to: &TcpStream, cut: &Arc<AtomicBool>) {
         while !cut.load(Ordering::SeqCst) {
             match from.read(&mut bytes) {
                 Ok(0) => break,
+                Ok(_) if swallows.load(Ordering::SeqCst) => {}
                 Ok(len) => to.write_all(&bytes[..len]).unwrap(),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => break,
@@ -326,6 +363,7 @@ impl World {
 #[test]
 fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destination() {
     let mut world = World::new();
+    world.guest.send_frame(&solicitation(GUEST, LINK_LOCAL));
     world.announce(0, 1);
     let there = world.connect(1);
     let bases = world.guest.vmm.stop().unwrap();
@@ -357,6 +395,15 @@ fn what_reaches_the_source_while_its_rings_stand_still_is_first_at_the_destinati
     let arps = world.stations[1].take(ARP);
     assert_eq!(arps.len(), 6);
     assert_eq!(arps[0][28..32], [10, 0, 0, 7]);
+    // To all nodes: an advertisement that nobody asked for, and that overrides what they know.
+    let advertised = world.stations[1].take(IPV6);
+    assert_eq!(advertised.len(), 6);
+    for frame in &advertised {
+        assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+        assert_eq!((frame[54], frame[58]), (136, 0x20));
+        assert_eq!(frame[62..78], LINK_LOCAL);
+        assert_eq!(frame[80..86], GUEST);
+    }
     // And back again.
     world.announce(1, 0);
     let there = world.connect(0);
@@ -513,6 +560,47 @@ fn a_link_that_is_cut_in_between_loses_no_frame() {
     assert_eq!(world.guest.numbers(10), (11..21).collect::<Vec<_>>());
     world.wait_phase(0, "moved");
     world.guest.rests();
+}
+
+/// The link goes as the guest begins there: with what the source had just sent, and was to send.
+#[test]
+fn a_link_that_is_lost_at_activation_loses_no_frame() {
+    let mut world = World::new();
+    let link = Link::to(&world.hosts[1].peer());
+    world.hosts[0]
+        .run(&["migrate", "nic", "g", "--to", &link.address])
+        .ok();
+    let there = world.connect(1);
+    let bases = world.guest.vmm.stop().unwrap();
+    world.send(0, 1..11);
+    world.wait_phase(0, "taken");
+    assert_eq!(world.leaving(0)["frames_forwarded"], 10);
+    link.swallow(true);
+    world.send(0, 11..21);
+    world.guest.start_at(there, &bases);
+    world.wait_phase(0, "activated");
+    link.cut(true);
+    assert_eq!(world.guest.numbers(10), (1..11).collect::<Vec<_>>());
+    eventually("the link is cut", || link.is_idle());
+    link.swallow(false);
+    // Still passed on, if it takes its time.
+    world.send(0, 21..26);
+    link.cut(false);
+    assert_eq!(world.guest.numbers(15), (11..26).collect::<Vec<_>>());
+    world.wait_phase(0, "moved");
+    world.guest.rests();
+}
+
+/// Its source goes on asking, until it is told.
+#[test]
+fn a_nic_that_is_removed_where_it_is_awaited_is_gone() {
+    let world = World::new();
+    world.announce(0, 1);
+    world.wait_phase(0, "ready");
+    world.hosts[1].run(&["nic", "remove", "g"]).ok();
+    world.wait_phase(0, "failed");
+    let why = world.leaving(0)["reason"].as_str().unwrap().to_owned();
+    assert!(why.contains("removed there"), "{why}");
 }
 
 #[test]

@@ -248,6 +248,46 @@ fn what_makes_no_sense_is_refused() {
     add(&words).refused(&["in use"]);
 }
 
+/// Its guest is told what was said, or what its tap says; and that nobody knows.
+#[test]
+fn a_guest_is_told_the_speed_of_its_nic() {
+    use ferry_bench::frontend::{Vmm, VmmOptions};
+    const GET_CONFIG: u32 = 24;
+    let read = |host: &Host, id: &str| {
+        let socket = host.dir.join("run").join(format!("nic-{id}.sock"));
+        let mut vmm = Vmm::connect(&socket, VmmOptions::net()).unwrap();
+        let mut asked = [12u32, 5, 0].map(u32::to_ne_bytes).concat();
+        asked.extend([0; 5]);
+        let reply = vmm.raw_request(GET_CONFIG, 0, &asked, &[], true).unwrap();
+        let [speed @ .., duplex] = *reply.unwrap().body.last_chunk::<5>().unwrap();
+        (u32::from_le_bytes(speed), duplex)
+    };
+    let lan = Lan::new(&["--speed", "2500"]);
+    assert_eq!(read(&lan.host, "x"), (2500, 1));
+    assert_eq!(lan.nic(0)["speed_mbps"], 2500);
+    let error = lan.host.run(&[
+        "nic",
+        "add",
+        "z",
+        "--switch",
+        "lan",
+        "--speed",
+        "2147483648",
+    ]);
+    assert!(error.error(2).contains("a speed of 2147483648"));
+    lan.host.run(&["nic", "add", "z", "--switch", "lan"]).ok();
+    assert_eq!(read(&lan.host, "z"), (u32::MAX, 0xff));
+    if !networks("a_guest_is_told_the_speed_of_its_nic") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.run(&["nic", "add", "x", "--tap", "t0"]).ok();
+    let (speed, duplex) = read(&host, "x");
+    assert!((10..=1_000_000).contains(&speed), "{speed}");
+    assert_eq!(duplex, 1);
+}
+
 /// From one tap to the other by a bridge of the kernel's.
 #[test]
 fn frames_go_by_taps_and_come_by_taps() {
@@ -289,6 +329,83 @@ fn frames_go_by_taps_and_come_by_taps() {
     host.run(&["nic", "remove", "y"]).ok();
 }
 
+/// Each of its pairs has a queue of the tap's; a rate is that of all of them.
+#[test]
+fn a_tap_may_have_several_queues() {
+    if !networks("a_tap_may_have_several_queues") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.ip("link add br0 type bridge mcast_snooping 0");
+    for (id, tap) in [("x", "t0"), ("y", "t1")] {
+        host.run(&["nic", "add", id, "--tap", tap, "--queue-pairs", "2"])
+            .ok();
+        host.ip(&format!("link set {tap} master br0 up"));
+    }
+    host.ip("link set br0 up");
+    several_queues(&host, &["x", "y"]);
+}
+
+/// Frames cross by two pairs of each NIC, and by no more of them than the NIC's rate allows.
+fn several_queues(host: &Host, ids: &[&str; 2]) {
+    let socket = |id: &str| host.dir.join("run").join(format!("nic-{id}.sock"));
+    let plan = NetPlan {
+        queue_pairs: 2,
+        ..plan(&socket(ids[0]), &socket(ids[1]))
+    };
+    clean(&run(&plan).unwrap());
+    clean(&run(&long(plan.clone())).unwrap());
+    let limit = ["nic", "set", ids[0], "--limit-pps", "2000"];
+    host.run(&limit).ok();
+    let plan = NetPlan {
+        rate_pps: None,
+        outstanding: None,
+        duration: Duration::from_secs(1),
+        lossless: false,
+        bidirectional: false,
+        ..plan
+    };
+    let report = run(&plan).unwrap();
+    let sent = report.directions[0].received.as_ref().unwrap().rx_frames;
+    assert!((1500..=2800).contains(&sent), "{sent}");
+}
+
+/// What goes to a tap whose interface is down is lost, and both lists say where.
+#[test]
+fn what_a_tap_does_not_take_is_shown() {
+    if !networks("what_a_tap_does_not_take_is_shown") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    host.run(&["switch", "add", "lan", "--tap", "up0"]).ok();
+    host.run(&["nic", "add", "x", "--switch", "lan"]).ok();
+    host.run(&["nic", "add", "y", "--tap", "t1"]).ok();
+    let socket = |id: &str| host.dir.join("run").join(format!("nic-{id}.sock"));
+    let plan = NetPlan {
+        wait: Duration::from_millis(500),
+        ..plan(&socket("x"), &socket("y"))
+    };
+    assert!(run(&plan).is_err(), "nothing passes");
+    let nics = host.run(&["nic", "list"]).ok()["nics"].clone();
+    assert_eq!(nics[0]["dropped_to_tap"], serde_json::Value::Null);
+    let lost = nics[1]["dropped_to_tap"]["no_link"].as_u64();
+    assert!(lost > Some(0), "{nics}");
+    let ports = host.run(&["switch", "list"]).ok()["switches"][0]["ports"].clone();
+    assert_eq!(
+        (&ports[0]["kind"], &ports[0]["name"]),
+        (&"tap".into(), &"up0".into())
+    );
+    assert!(ports[0]["dropped"]["no_link"].as_u64() > Some(0), "{ports}");
+    assert_eq!(ports[0]["rx_frames"], 0);
+    assert_eq!(
+        (&ports[1]["kind"], &ports[1]["name"]),
+        (&"nic".into(), &"x".into())
+    );
+    assert!(ports[1]["tx_frames"].as_u64() > Some(0), "{ports}");
+}
+
 /// A NIC of a switch, and one behind the switch's tap.
 #[test]
 fn a_tap_is_a_port_of_a_switch() {
@@ -312,30 +429,74 @@ fn a_tap_is_a_port_of_a_switch() {
     }
 }
 
-/// Says to the test below, run in a daemon's network, which tap to open and whom to hand it.
+/// Says to the test below, run in a daemon's network, whom to hand a tap, and of how many queues.
 const HAND_OVER: &str = "FERRY_TEST_HAND_OVER";
+const HAND_OVER_QUEUES: &str = "FERRY_TEST_HAND_OVER_QUEUES";
 
 /// No test by itself: a process that may open taps, for a daemon that need not.
 #[test]
 fn hands_a_tap_over() {
     use std::os::fd::AsRawFd;
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
     let Ok(control) = std::env::var(HAND_OVER) else {
         return;
     };
-    let tap = ferry_dataplane::net::tap::Tap::open("t0", 1)
-        .unwrap()
-        .remove(0);
+    let queues = std::env::var(HAND_OVER_QUEUES).unwrap().parse().unwrap();
+    let taps = ferry_dataplane::net::tap::Tap::open("t0", queues).unwrap();
     let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-    let file = pidfd_getfd(own, tap.as_raw_fd(), PidfdGetfdFlags::empty()).unwrap();
-    let done = Command::new(env!("CARGO_BIN_EXE_ferry"))
-        .args(["nic", "add", "x", "--tap-fd", "0", "--control", &control])
-        .stdin(Stdio::from(file))
-        .status();
-    assert!(done.unwrap().success());
+    let mut add = Command::new(env!("CARGO_BIN_EXE_ferry"));
+    add.args(["nic", "add", "x", "--control", &control]);
+    let mut handed = Vec::new();
+    for tap in &taps {
+        let file = pidfd_getfd(&own, tap.as_raw_fd(), PidfdGetfdFlags::empty()).unwrap();
+        // The copy is the command's as well.
+        let file = rustix::io::dup(&file).unwrap();
+        add.args(["--tap-fd", &file.as_raw_fd().to_string()]);
+        handed.push(file);
+    }
+    assert!(add.status().unwrap().success());
+}
+
+/// Opens the tap `t0` in a daemon's network, by a process that may, and hands it to the daemon.
+#[track_caller]
+fn hand_over(host: &Host, queues: u16) {
+    let control = host.dir.join("run/control.sock");
+    let handed = std::process::Command::new("nsenter")
+        .args(["-t", &host.pid().to_string(), "--user", "--net"])
+        .args(["--preserve-credentials", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "nics::hands_a_tap_over", "--nocapture"])
+        .env(HAND_OVER, text(&control))
+        .env(HAND_OVER_QUEUES, queues.to_string())
+        .output()
+        .unwrap();
+    assert!(handed.status.success(), "{handed:?}");
+}
+
+#[test]
+fn a_tap_of_several_queues_may_be_handed_over() {
+    if !networks("a_tap_of_several_queues_may_be_handed_over") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::in_network(dir.path(), "a");
+    hand_over(&host, 2);
+    let line = host.run(&["nic", "list"]).ok()["nics"][0].clone();
+    assert_eq!(
+        (&line["tap_handed"], &line["queue_pairs"]),
+        (&true.into(), &2.into())
+    );
+    host.ip("link add br0 type bridge mcast_snooping 0");
+    host.run(&["nic", "add", "y", "--tap", "t1", "--queue-pairs", "2"])
+        .ok();
+    for tap in ["t0", "t1"] {
+        host.ip(&format!("link set {tap} master br0 up"));
+    }
+    host.ip("link set br0 up");
+    several_queues(&host, &["x", "y"]);
 }
 
 #[test]
@@ -350,16 +511,7 @@ fn a_tap_is_handed_over_by_who_may_open_it() {
     add(&["--tap-fd", "0"]).refused(&["cannot be its tap", "IFF_VNET_HDR"]);
     let error = add(&["--tap-fd", "99"]).error(2);
     assert!(error.contains("must be open in this command"), "{error}");
-    let control = host.dir.join("run/control.sock");
-    let handed = std::process::Command::new("nsenter")
-        .args(["-t", &host.pid().to_string(), "--user", "--net"])
-        .args(["--preserve-credentials", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "nics::hands_a_tap_over", "--nocapture"])
-        .env(HAND_OVER, text(&control))
-        .output()
-        .unwrap();
-    assert!(handed.status.success(), "{handed:?}");
+    hand_over(&host, 1);
     let line = host.run(&["nic", "list"]).ok()["nics"][0].clone();
     assert_eq!(
         (&line["tap"], &line["tap_handed"]),

@@ -69,6 +69,11 @@ impl Lan {
     /// On the first worker of a host.
     pub fn on(host: Host) -> Lan {
         let bridge = BridgeHandle::switch(&host.handles()[0], 1).unwrap();
+        Lan::of(bridge, host)
+    }
+
+    /// Another kind of bridge.
+    pub fn of(bridge: Arc<BridgeHandle>, host: Host) -> Lan {
         Lan { bridge, host }
     }
 

@@ -27,8 +27,13 @@ pub fn with_networks(tests: &[Test]) -> Vec<Trial> {
     unless(missing().or_else(network::missing), tests)
 }
 
+/// Whether what is skipped elsewhere is a failure.
+pub fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
 fn unless(missing: Option<String>, tests: &[Test]) -> Vec<Trial> {
-    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let in_ci = in_ci();
     tests
         .iter()
         .map(|&(name, test)| match (&missing, in_ci) {

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::ensure;
 use crate::harness::net_pair::{LONG_RING, NIC, NetPair, Options, TAP, Wiring};
+use crate::harness::network::PEER;
 use crate::harness::pair::Arrival;
 use crate::harness::process::Running;
 use crate::harness::talk::{ALL, Capture, lost_after};
@@ -19,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         ("talking_guest_moves_with_its_switch", by_switch),
         ("talking_guest_stays_when_its_move_is_cancelled", cancelled),
         ("talking_guest_stays_when_the_hosts_are_cut", cut),
+        ("qemu_alone_carries_the_state_of_a_nic", by_qemu_alone),
     ])
 }
 
@@ -76,6 +78,42 @@ fn there_and_back(dir: &TestDir, wiring: Wiring) -> Check {
         "no frame reached a source while its rings stood still: {moved:?}"
     );
     pair.guest.ensure_no_disk_errors()
+}
+
+/// Nobody tells the daemons of the NIC: what the other one knows of it came
+/// beside the machine (DEVICE_STATE). The guest goes on, there and back.
+fn by_qemu_alone(dir: &TestDir) -> Check {
+    let mut pair = start(dir, Wiring::Tap)?;
+    for _ in 0..2 {
+        echoes(&mut pair)?;
+        let before = pair.nic()?;
+        let report = pair.move_guest_untold()?;
+        let moves = report["nic_moves"].as_array().map_or(0, Vec::len);
+        ensure!(moves == 0, "the daemons were told: {report}");
+        let after = pair.nic()?;
+        for count in ["rx_frames", "tx_frames", "rx_bytes", "tx_bytes"] {
+            ensure!(
+                before[count].as_u64() > Some(40)
+                    && after[count].as_u64() >= before[count].as_u64(),
+                "{count} did not come with the NIC: {before}, {after}"
+            );
+        }
+        ensure!(
+            after["broken_queues"] == 0 && after["attached"] == true,
+            "{after}"
+        );
+    }
+    echoes(&mut pair)?;
+    pair.guest.ensure_no_disk_errors()
+}
+
+/// The guest is heard, and hears, some dozens of times.
+fn echoes(pair: &mut NetPair) -> Check {
+    let command = format!(
+        "n=0; while [ $n -lt 50 ]; do ping -c 1 -W 5 {PEER} >/dev/null || exit 1; n=$((n+1)); done"
+    );
+    pair.guest.expect(&format!("({command})"))?;
+    Ok(())
 }
 
 /// A move that is cancelled half way is not noticed, and the next one succeeds.

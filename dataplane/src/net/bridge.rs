@@ -32,6 +32,7 @@ use crossbeam_channel::Sender;
 
 use super::announce::Spoken;
 use super::counters::{Cause, PortCounters};
+use super::features::Offloads;
 use super::filter::Gate;
 use super::frame::Mac;
 use super::header::{FRAME_BYTES_MAX, HEAD_BYTES, HEADER_BYTES};
@@ -40,7 +41,7 @@ use super::queue::{RxQueue, TxQueue};
 use super::table::Table;
 use super::tap::Tap;
 use crate::buffer::AlignedBuf;
-use crate::limits::{TAP_BATCH, TAP_WRITES};
+use crate::limits::{TAP_BATCH, TAP_DATAGRAMS, TAP_WRITES};
 use crate::ring::{NetOp, Ring};
 use crate::segments::Segments;
 use capture::Capture;
@@ -85,8 +86,12 @@ pub(crate) struct RxPlace {
 pub(crate) struct Guest {
     tx: Vec<Option<TxPlace>>,
     rx: Vec<Option<RxPlace>>,
+    /// The queue that frames are taken from first.
+    first_tx: u16,
     /// Frames that wait for its queues.
     capture: Capture,
+    /// The first of them has found fewer buffers than it takes.
+    short: bool,
     /// Its addresses.
     spoken: Spoken,
 }
@@ -147,7 +152,9 @@ impl Port {
         let guest = Guest {
             tx: (0..pairs).map(|_| None).collect(),
             rx: (0..pairs).map(|_| None).collect(),
+            first_tx: 0,
             capture: Capture::default(),
+            short: false,
             spoken: Spoken::default(),
         };
         Port::new(End::Guest(guest), mtu, guard, counters)
@@ -176,6 +183,12 @@ impl Port {
         Port::new(End::Tap(Box::new(tap)), u16::MAX, None, counters)
     }
 
+    /// Whether its rate is used up.
+    fn is_over_rate(&self, now_ns: u64) -> bool {
+        let limit = self.limit.as_ref();
+        limit.is_some_and(|limit| limit.next_ns() > now_ns)
+    }
+
     fn new(end: End, mtu: u16, guard: Option<Mac>, counters: Arc<PortCounters>) -> Port {
         Port {
             end,
@@ -199,7 +212,8 @@ pub(crate) struct Bridge {
     active: Vec<u16>,
     /// Which of them is first.
     first: usize,
-    /// Ports over their rate, and from when on they are looked at again.
+    /// Ports that are looked at again at a time, each once: over their rate, or with frames that wait for more
+    /// buffers than their guest offers.
     timed: Vec<(u64, u16)>,
     /// Ports with queues to be published.
     touched: Vec<u16>,
@@ -245,9 +259,16 @@ impl Bridge {
         }
     }
 
-    /// When a port is to be looked at again that is over its rate now.
+    /// When a port is to be looked at again that nothing else wakes.
     pub fn next_event_ns(&self) -> Option<u64> {
         self.timed.iter().map(|&(due_ns, _)| due_ns).min()
+    }
+
+    fn look_at(&mut self, port: u16, due_ns: u64) {
+        match self.timed.iter_mut().find(|it| it.1 == port) {
+            Some(it) => it.0 = due_ns,
+            None => self.timed.push((due_ns, port)),
+        }
     }
 
     fn wake_timed(&mut self) {
@@ -344,8 +365,12 @@ impl Bridge {
             (NetOp::Write { index, .. }, End::Tap(tap)) => {
                 let from = tap.writes[usize::from(index)].from.take();
                 tap.free_writes.push(index);
-                if result < 0 {
-                    there.counters.dropped(Cause::NoBuffers, 1);
+                match usize::try_from(result) {
+                    Ok(bytes) => {
+                        let bytes = bytes.saturating_sub(HEADER_BYTES);
+                        there.counters.received(1, bytes as u64);
+                    }
+                    Err(_) => there.counters.dropped(refused_by_tap(-result), 1),
                 }
                 if let Some((port, queue, tag)) = from {
                     self.given_back(port, queue, tag);
@@ -383,7 +408,27 @@ impl Bridge {
     }
 }
 
+/// Why a tap did not take a frame.
+fn refused_by_tap(error: i32) -> Cause {
+    match error {
+        // The interface is down, or gone.
+        libc::EIO | libc::EBADFD | libc::ENODEV => Cause::NoLink,
+        libc::EINVAL => Cause::Malformed,
+        _ => Cause::NoBuffers,
+    }
+}
+
 impl TapEnd {
+    /// Whether it may have no room for the next frame.
+    fn is_full(&self) -> bool {
+        let least = if self.tap.takes() == Offloads::ALL {
+            1
+        } else {
+            TAP_DATAGRAMS
+        };
+        self.free_writes.len() < usize::from(least)
+    }
+
     fn was_read(&mut self, index: u16, result: i32) {
         self.reading -= 1;
         match usize::try_from(result) {

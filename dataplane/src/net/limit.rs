@@ -4,6 +4,12 @@
 //! or does not pass. Levels are kept in billionths of a packet or a bit, so that a rate times
 //! nanoseconds is added as it is: no division, and nothing lost to rounding however often it is
 //! filled.
+//!
+//! Queues of one NIC may be on several workers. Each has a bucket then, and the buckets share one time:
+//! what has gone by since the last of them was filled fills whichever is found short next, and no other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::header::FRAME_BYTES_MAX;
 
@@ -29,6 +35,30 @@ pub struct RateLimit {
     pub bits_per_s: Option<u64>,
 }
 
+/// The time that several buckets of one limit are filled by.
+#[derive(Debug, Clone)]
+pub struct SharedTime {
+    filled_ns: Arc<AtomicU64>,
+    buckets: u16,
+}
+
+impl SharedTime {
+    /// For so many.
+    pub fn new(buckets: u16) -> SharedTime {
+        SharedTime {
+            filled_ns: Arc::default(),
+            buckets: buckets.max(1),
+        }
+    }
+
+    /// What has gone by since it was last taken, in nanoseconds. Each moment is given once.
+    fn take(&self, now_ns: u64) -> u64 {
+        // It orders nothing else.
+        let before = self.filled_ns.fetch_max(now_ns, Ordering::Relaxed);
+        now_ns.saturating_sub(before)
+    }
+}
+
 /// The state of a [`RateLimit`]. Times are of one clock, in nanoseconds; one before the last is
 /// taken for it.
 #[derive(Debug, Clone)]
@@ -36,6 +66,7 @@ pub struct Bucket {
     packets: Option<Level>,
     bits: Option<Level>,
     filled_ns: u64,
+    shared: Option<SharedTime>,
     /// The frame that was refused last, if none has passed since.
     refused_bytes: Option<usize>,
 }
@@ -43,10 +74,24 @@ pub struct Bucket {
 impl Bucket {
     /// A full bucket.
     pub fn new(limit: RateLimit, now_ns: u64) -> Bucket {
+        Bucket::of(limit, now_ns, None)
+    }
+
+    /// One of several that are filled by the same time; full with its part of a burst.
+    pub fn sharing(limit: RateLimit, now_ns: u64, shared: SharedTime) -> Bucket {
+        shared.take(now_ns);
+        Bucket::of(limit, now_ns, Some(shared))
+    }
+
+    fn of(limit: RateLimit, now_ns: u64, shared: Option<SharedTime>) -> Bucket {
+        let part = shared.as_ref().map_or(1, |it| it.buckets);
+        let packets = |rate| Level::packets(rate, part);
+        let bits = |rate| Level::bits(rate, part);
         Bucket {
-            packets: limit.packets_per_s.map(Level::packets),
-            bits: limit.bits_per_s.map(Level::bits),
+            packets: limit.packets_per_s.map(packets),
+            bits: limit.bits_per_s.map(bits),
             filled_ns: now_ns,
+            shared,
             refused_bytes: None,
         }
     }
@@ -54,9 +99,12 @@ impl Bucket {
     /// Whether a frame passes now; if so, it is counted. One of more than [`FRAME_BYTES_MAX`] counts
     /// as that long.
     pub fn admit(&mut self, frame_bytes: usize, now_ns: u64) -> bool {
-        self.fill(now_ns);
         let bits = bits_of(frame_bytes);
-        let enough = self.levels(bits).all(|(level, want)| level.has(want));
+        // Time that others could use is taken when it is needed.
+        if self.shared.is_none() || !self.has(bits) {
+            self.fill(now_ns);
+        }
+        let enough = self.has(bits);
         self.refused_bytes = (!enough).then_some(frame_bytes);
         if enough {
             self.packets.iter_mut().for_each(|level| level.take(1));
@@ -80,13 +128,17 @@ impl Bucket {
     /// again and again lets no more through; what was not limited before starts full.
     pub fn set_limit(&mut self, limit: RateLimit, now_ns: u64) {
         self.fill(now_ns);
-        let new = Bucket::new(limit, self.filled_ns);
+        let new = Bucket::of(limit, self.filled_ns, self.shared.clone());
         let kept = |new: Option<Level>, old: Option<Level>| {
             new.map(|level| level.with_at_most(old.map_or(u128::MAX, |old| old.held)))
         };
         self.packets = kept(new.packets, self.packets);
         self.bits = kept(new.bits, self.bits);
         self.refused_bytes = None;
+    }
+
+    fn has(&self, bits: u64) -> bool {
+        self.levels(bits).all(|(level, want)| level.has(want))
     }
 
     /// The levels that there are, with what a frame of so many bits takes of each.
@@ -98,8 +150,12 @@ impl Bucket {
     }
 
     fn fill(&mut self, now_ns: u64) {
-        let gone_ns = now_ns.saturating_sub(self.filled_ns);
-        self.filled_ns += gone_ns;
+        let own_ns = now_ns.saturating_sub(self.filled_ns);
+        self.filled_ns += own_ns;
+        let gone_ns = match &self.shared {
+            Some(shared) => shared.take(now_ns),
+            None => own_ns,
+        };
         let levels = self.packets.iter_mut().chain(&mut self.bits);
         levels.for_each(|level| level.fill(gone_ns));
     }
@@ -118,24 +174,26 @@ struct Level {
 }
 
 impl Level {
-    fn packets(rate: u64) -> Level {
-        Level::full(rate, BURST_PACKETS_MIN)
+    fn packets(rate: u64, part: u16) -> Level {
+        Level::full(rate, BURST_PACKETS_MIN, part)
     }
 
-    fn bits(rate: u64) -> Level {
-        Level::full(rate, BURST_BITS_MIN)
+    fn bits(rate: u64, part: u16) -> Level {
+        Level::full(rate, BURST_BITS_MIN, part)
     }
 
-    fn full(rate: u64, least: u64) -> Level {
-        let least = u128::from(least) * PARTS;
-        let burst = match rate {
+    /// One of `part` that are full together. Each can hold the least burst by itself, or the longest
+    /// frame would never pass.
+    fn full(rate: u64, least: u64, part: u16) -> Level {
+        let (least, part) = (u128::from(least) * PARTS, u128::from(part));
+        let whole = match rate {
             0 => 0,
             rate => least.max(u128::from(rate) * u128::from(BURST_NS)),
         };
         Level {
             rate,
-            held: burst,
-            burst,
+            held: whole / part,
+            burst: whole.min(least.max(whole / part)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::features::Offloads;
 use super::filter::Gate;
 use super::frame::Mac;
 use super::lifecycle::NicEvent;
-use super::limit::RateLimit;
+use super::limit::{RateLimit, SharedTime};
 use super::queue::{FrameQueue, RxQueue, TxQueue};
 use super::table::Table;
 use super::tap::Tap;
@@ -258,7 +258,7 @@ impl NicPort {
             .tell(move |bridge| bridge.set_spoken(port, &addresses))
     }
 
-    /// Sends frames as if the guest had, whatever its guard and its rate.
+    /// Sends frames as if the guest had, whatever its guard and its rate; none while its link is down.
     pub fn say(&self, frames: Vec<Vec<u8>>) -> Result<(), LifecycleError> {
         let port = self.port;
         self.bridge.ask(move |bridge, id, ring, reply| {
@@ -280,11 +280,15 @@ impl NicPort {
         self.bridge.tell(move |bridge| bridge.set_gate(port, gate))
     }
 
-    /// Changes how much its guest may send.
-    pub fn set_limit(&self, limit: Option<RateLimit>) -> Result<(), LifecycleError> {
+    /// Changes how much its guest may send. `shared`: together with other ports, which are given the same.
+    pub fn set_limit(
+        &self,
+        limit: Option<RateLimit>,
+        shared: Option<SharedTime>,
+    ) -> Result<(), LifecycleError> {
         let port = self.port;
         self.bridge
-            .tell(move |bridge| bridge.set_limit(port, limit))
+            .tell(move |bridge| bridge.set_limit(port, limit, shared))
     }
 
     /// Changes what a tap leaves unfinished.

@@ -17,6 +17,8 @@ pub struct Tap {
     fd: OwnedFd,
     /// The interface.
     name: String,
+    /// The kernel takes many datagrams in one (USO), which it does since Linux 6.2.
+    uso: bool,
 }
 
 impl Tap {
@@ -48,12 +50,36 @@ impl Tap {
 
     fn with(file: File, name: String) -> io::Result<Tap> {
         sys::tun_set_header_bytes(&file, HEADER_BYTES)?;
+        // What it would give so, it takes so; one that knows neither refuses the flag.
+        let uso = sys::tun_set_offloads(file.as_raw_fd(), sys::TUN_F_CSUM | sys::TUN_F_USO).is_ok();
         let tap = Tap {
             fd: file.into(),
             name,
+            uso,
         };
         tap.set_offloads(Offloads::NONE)?;
         Ok(tap)
+    }
+
+    /// The speed that its interface says to have, in Mbit/s, if it says any.
+    pub fn speed_mbps(&self) -> Option<u32> {
+        sys::link_speed_mbps(&self.name).ok().flatten()
+    }
+
+    /// What it takes unfinished.
+    pub fn takes(&self) -> Offloads {
+        if self.uso {
+            Offloads::ALL
+        } else {
+            Offloads::ALL.without(Offloads::USO4.with(Offloads::USO6))
+        }
+    }
+
+    /// Something that is written to as a tap is, of a kernel that may know USO.
+    #[cfg(test)]
+    pub(crate) fn of(fd: OwnedFd, uso: bool) -> Tap {
+        let name = "none".into();
+        Tap { fd, name, uso }
     }
 
     /// The interface's name.
@@ -76,13 +102,10 @@ impl Tap {
         if flags & (sys::TUN_F_TSO4 | sys::TUN_F_TSO6) != 0 && offloads.has(Offloads::ECN) {
             flags |= sys::TUN_F_TSO_ECN;
         }
-        let usual = flags;
-        if csum && offloads.has(Offloads::USO4.with(Offloads::USO6)) {
+        if self.uso && csum && offloads.has(Offloads::USO4.with(Offloads::USO6)) {
             flags |= sys::TUN_F_USO;
         }
-        // Kernels before 6.2 know no USO.
         sys::tun_set_offloads(self.as_raw_fd(), flags)
-            .or_else(|_| sys::tun_set_offloads(self.as_raw_fd(), usual))
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -26,7 +26,7 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
     };
     let (words, orders) = bounded(16);
     let session = Session {
-        nic: &nic,
+        nic: Arc::downgrade(&nic),
         origin,
         moving: hello.migration.0.as_u128(),
         arrival: AtomicU64::new(0),
@@ -42,6 +42,7 @@ pub fn receive(mut stream: TcpStream, host: &Arc<dyn DestinationHost>, hello: &N
             }
         }
     }
+    drop(nic);
     let voice = stream.try_clone().and_then(|stream| {
         thread::Builder::new()
             .name("ferry-nic-tx".into())
@@ -107,8 +108,9 @@ enum Ended {
     Lost(String),
 }
 
-struct Session<'a> {
-    nic: &'a Arc<dyn NicLifecycle>,
+struct Session {
+    /// One that is removed here is not held by who speaks of it.
+    nic: Weak<dyn NicLifecycle>,
     origin: u64,
     /// The move's number, and the arrival's.
     moving: u128,
@@ -117,10 +119,15 @@ struct Session<'a> {
     activated: Arc<AtomicBool>,
 }
 
-impl Session<'_> {
+impl Session {
     fn say(&self, message: Message) {
         // Few are said; a source that does not listen is lost.
         let _ = self.words.try_send(message);
+    }
+
+    fn nic(&self) -> Result<Arc<dyn NicLifecycle>, String> {
+        let nic = self.nic.upgrade();
+        nic.ok_or_else(|| "the NIC was removed there".into())
     }
 
     fn await_guest(&self) -> Result<(), String> {
@@ -129,7 +136,7 @@ impl Session<'_> {
             activated.store(true, Ordering::Release);
             let _ = words.try_send(Message::NicActivated);
         };
-        let arrival = self.nic.arrive(self.moving, Box::new(hook));
+        let arrival = self.nic()?.arrive(self.moving, Box::new(hook));
         let arrival = arrival.map_err(|error| error.to_string())?;
         self.arrival.store(arrival, Ordering::Relaxed);
         Ok(())
@@ -150,14 +157,14 @@ impl Session<'_> {
 
     fn hear(&self, message: Message) -> Result<(), Ended> {
         let no = |error: &dyn std::fmt::Display| Ended::Refused(error.to_string());
+        let nic = self.nic().map_err(Ended::Refused)?;
         match message {
             Message::Ping => {}
             Message::NicState(state) => {
                 // The VMM may have brought it, and begun.
                 if !self.activated.load(Ordering::Acquire) {
-                    self.nic
-                        .import(self.arrival(), &state.device_state)
-                        .map_err(|error| no(&error))?;
+                    let imported = nic.import(self.arrival(), &state.device_state);
+                    imported.map_err(|error| no(&error))?;
                 }
                 self.say(Message::NicTaken);
             }
@@ -166,12 +173,16 @@ impl Session<'_> {
                     check_frame(frame).map_err(|error| no(&error))?;
                 }
                 let frames = frames.into_iter().map(port_frame).collect();
-                let delivered = self.nic.deliver(self.arrival(), self.origin, frames);
+                let delivered = nic.deliver(self.arrival(), self.origin, frames);
                 delivered.map_err(|error| no(&error))?;
             }
-            Message::NicFence => self.nic.settle(self.arrival()),
+            Message::NicFence => {
+                nic.settle(self.arrival());
+                // What was before it is here.
+                self.say(Message::NicTaken);
+            }
             Message::NicResumed => {
-                self.nic.void(self.arrival());
+                nic.void(self.arrival());
                 self.await_guest().map_err(Ended::Refused)?;
             }
             Message::NicDone => return Err(Ended::Done),
@@ -185,27 +196,34 @@ impl Session<'_> {
     }
 
     fn end(&self, ended: Result<(), Ended>, hello: &NicHello) {
+        let Ok(nic) = self.nic() else {
+            tracing::info!(nic = %hello.nic, "a NIC that was awaited is removed");
+            if let Err(Ended::Refused(why)) = ended {
+                self.say(refused(why));
+            }
+            return;
+        };
         let activated = self.activated.load(Ordering::Acquire);
         match ended {
             Err(Ended::Done) if !activated => {
                 tracing::info!(nic = %hello.nic, "no more is said of a NIC that has not come");
-                self.nic.dismiss(self.arrival());
+                nic.dismiss(self.arrival());
             }
             Err(Ended::Refused(why)) => {
                 tracing::warn!(nic = %hello.nic, why, "an incoming NIC is refused");
                 if activated {
-                    self.nic.settle(self.arrival());
+                    nic.settle(self.arrival());
                 } else {
-                    self.nic.dismiss(self.arrival());
+                    nic.dismiss(self.arrival());
                 }
                 self.say(refused(why));
             }
             Err(Ended::Lost(why)) if !activated => {
                 // Its VMM may go on all the same, and the source may connect again.
                 tracing::warn!(nic = %hello.nic, why, "the link to a NIC's source is lost");
-                self.nic.settle(self.arrival());
+                nic.settle(self.arrival());
             }
-            _ => self.nic.settle(self.arrival()),
+            _ => nic.settle(self.arrival()),
         }
     }
 }

@@ -26,6 +26,13 @@ const LINGER: Duration = Duration::from_secs(3);
 /// How long a destination is looked for that was there once, when the machine is not here any more:
 /// nobody waits for what is kept by then.
 const GIVE_UP: Duration = Duration::from_secs(120);
+/// How long a destination is looked for that the guest runs at, and that has not acknowledged what was kept
+/// for it.
+const RESEND: Duration = Duration::from_secs(20);
+/// How long it may take over that.
+const ACKNOWLEDGE: Duration = Duration::from_secs(5);
+/// How often it looks whether that has come, when nothing else happens.
+const LINGER_STEP: Duration = Duration::from_millis(50);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
 /// Events of a port that may wait to be sent: all frames that it keeps, with room for the others.
@@ -130,6 +137,7 @@ pub fn start(params: NicParams) -> std::io::Result<NicHandle> {
         leave: None,
         stopped: None,
         activated: None,
+        after: None,
     };
     let thread = thread::Builder::new()
         .name("ferry-nic".into())
@@ -183,6 +191,27 @@ struct Mover {
     stopped: Option<Instant>,
     /// When the guest ran at the destination.
     activated: Option<Instant>,
+    /// What is left to do since.
+    after: Option<After>,
+}
+
+/// What a source has to do once its guest runs elsewhere.
+struct After {
+    /// What the device tells goes on to be heard, whatever becomes of the link.
+    told: Receiver<NicEvent>,
+    /// What the destination has not acknowledged of what was kept for it, and what was told since.
+    kept: Vec<PortFrame>,
+    /// How many of them are before the last fence, and when that was sent.
+    fenced: Option<(usize, Instant)>,
+}
+
+impl After {
+    /// What was before the fence is there.
+    fn acknowledged(&mut self) {
+        if let Some((count, _)) = self.fenced.take() {
+            self.kept.drain(..count);
+        }
+    }
 }
 
 impl Mover {
@@ -190,6 +219,13 @@ impl Mover {
         let (phase, reason) = loop {
             let end = self.converse();
             match end {
+                End::Lost(why) if self.resends() => {
+                    tracing::warn!(nic = %self.params.id, why,
+                        "a NIC's move lost its link with frames on their way; trying again");
+                    if self.cancelled.recv_timeout(RETRY).is_ok() {
+                        break (NicPhase::Moved, None);
+                    }
+                }
                 _ if self.activated.is_some() => break (NicPhase::Moved, None),
                 End::Over => {
                     break (
@@ -222,6 +258,13 @@ impl Mover {
             .set(|status| (status.phase, status.reason) = (phase, reason));
     }
 
+    /// Whether there is something that the destination may not have.
+    fn resends(&mut self) -> bool {
+        let wanted = self.after.as_ref().is_some_and(|it| !it.kept.is_empty());
+        let lost = *self.lost.get_or_insert_with(Instant::now);
+        wanted && lost.elapsed() < RESEND
+    }
+
     /// Whether it has looked long enough for the destination.
     fn gives_up(&mut self) -> bool {
         let lost = *self.lost.get_or_insert_with(Instant::now);
@@ -238,14 +281,14 @@ impl Mover {
         if let Err(end) = self.greet(&mut stream) {
             return end;
         }
-        (self.met, self.lost) = (true, None);
-        let (told_to, told) = bounded(self.params.nic.ports().max(1) * PORT_EVENTS_MAX);
-        match self.params.nic.leave(told_to) {
-            Ok(leave) => self.leave = Some(leave),
-            Err(error) => return End::Refused(error.to_string()),
-        }
-        self.shared
-            .set(|status| (status.phase, status.reason) = (NicPhase::Ready, None));
+        self.met = true;
+        let told = match &self.after {
+            Some(after) => after.told.clone(),
+            None => match self.takes_leave() {
+                Ok(told) => told,
+                Err(end) => return end,
+            },
+        };
         let (heard_to, heard) = bounded(16);
         let hearing = stream.try_clone().and_then(|stream| {
             thread::Builder::new()
@@ -253,6 +296,9 @@ impl Mover {
                 .spawn(move || hear(stream, &heard_to))
         });
         let end = match &hearing {
+            Ok(_) if self.after.is_some() => self
+                .again(&mut stream, &heard)
+                .map_or_else(|end| end, |()| self.conduct(&mut stream, &told, &heard)),
             Ok(_) => self.conduct(&mut stream, &told, &heard),
             Err(error) => End::Lost(format!("cannot start a thread: {error}")),
         };
@@ -264,6 +310,48 @@ impl Mover {
             let _ = hearing.join();
         }
         end
+    }
+
+    fn takes_leave(&mut self) -> Result<Receiver<NicEvent>, End> {
+        self.lost = None;
+        let (told_to, told) = bounded(self.params.nic.ports().max(1) * PORT_EVENTS_MAX);
+        let leave = self.params.nic.leave(told_to);
+        self.leave = Some(leave.map_err(|error| End::Refused(error.to_string()))?);
+        self.shared
+            .set(|status| (status.phase, status.reason) = (NicPhase::Ready, None));
+        Ok(told)
+    }
+
+    /// Says once more what may not have come, to a destination where the guest runs. It says so at once;
+    /// one that has begun anew since does not, and has no use for it.
+    fn again(
+        &mut self,
+        stream: &mut TcpStream,
+        heard: &Receiver<Result<Message, String>>,
+    ) -> Result<(), End> {
+        match heard.recv_timeout(ANSWER_PATIENCE) {
+            Ok(Ok(Message::NicActivated)) => {}
+            Ok(Err(why)) => return Err(End::Lost(why)),
+            _ => return Err(End::Over),
+        }
+        let Some(after) = &self.after else {
+            return Ok(());
+        };
+        let mut rest = &after.kept[..];
+        while !rest.is_empty() {
+            let (batch, others) = rest.split_at(batch_len(rest));
+            tell(stream, batch)?;
+            rest = others;
+        }
+        self.fence(stream)
+    }
+
+    /// Nothing comes any more that has to be first.
+    fn fence(&mut self, stream: &mut TcpStream) -> Result<(), End> {
+        if let Some(after) = &mut self.after {
+            after.fenced = Some((after.kept.len(), Instant::now()));
+        }
+        say(stream, &Message::NicFence)
     }
 
     fn greet(&self, stream: &mut TcpStream) -> Result<(), End> {
@@ -304,7 +392,7 @@ impl Mover {
             let patience = lingered.map_or(HEARTBEAT, |until| {
                 until
                     .saturating_duration_since(Instant::now())
-                    .min(HEARTBEAT)
+                    .clamp(LINGER_STEP, HEARTBEAT)
             });
             let too_late = never();
             let cancelled = match self.activated {
@@ -326,10 +414,17 @@ impl Mover {
             if let Err(end) = done {
                 return end;
             }
-            if lingered.is_some_and(|until| Instant::now() >= until) {
+            if lingered.is_some_and(|until| Instant::now() >= until)
+                && !self.awaits_acknowledgement()
+            {
                 return End::Over;
             }
         }
+    }
+
+    fn awaits_acknowledgement(&self) -> bool {
+        let fenced = self.after.as_ref().and_then(|it| it.fenced);
+        fenced.is_some_and(|(_, at)| at.elapsed() < ACKNOWLEDGE)
     }
 
     /// Tells what the device tells, and what else it has told by now: frames together.
@@ -344,6 +439,10 @@ impl Mover {
             match event {
                 NicEvent::Told(port, Told::Frame(frame)) => {
                     let len = frame.bytes.len() + FRAME_META_BYTES;
+                    if let Some(after) = &mut self.after {
+                        let frame = frame.clone();
+                        after.kept.push(PortFrame { port, frame });
+                    }
                     if bytes + len > BATCH_BYTES {
                         self.send(stream, std::mem::take(&mut batch))?;
                         bytes = 0;
@@ -372,8 +471,7 @@ impl Mover {
         }
         let bytes: usize = frames.iter().map(|it| it.frame.bytes.len()).sum();
         let count = frames.len() as u64;
-        let frames = frames.iter().map(frame_v1).collect();
-        say(stream, &Message::NicFrames(NicFrames { frames }))?;
+        tell(stream, &frames)?;
         self.shared.set(|status| {
             status.frames_forwarded += count;
             status.bytes_forwarded += bytes as u64;
@@ -419,6 +517,9 @@ impl Mover {
         match message {
             Message::Ping => Ok(()),
             Message::NicTaken => {
+                if let Some(after) = &mut self.after {
+                    after.acknowledged();
+                }
                 self.shared.set(|status| {
                     if status.phase == NicPhase::Stopped {
                         status.phase = NicPhase::Taken;
@@ -456,13 +557,35 @@ impl Mover {
             status.phase = NicPhase::Activated;
             status.blackout_us = blackout.and_then(|it| u64::try_from(it.as_micros()).ok());
         });
+        // The device forgets them; here they stay until the destination has them.
+        let kept = self.params.nic.in_hand();
+        self.after = Some(After {
+            told: told.clone(),
+            kept: kept.map_err(|error| End::Lost(error.to_string()))?,
+            fenced: None,
+        });
         let gone = self.params.nic.gone();
         gone.map_err(|error| End::Lost(error.to_string()))?;
         if let Ok(first) = told.try_recv() {
             self.pass_on(stream, first, told)?;
         }
-        say(stream, &Message::NicFence)
+        self.fence(stream)
     }
+}
+
+/// Frames at the start that go into one message; one at least.
+fn batch_len(frames: &[PortFrame]) -> usize {
+    let mut bytes = 0;
+    let fits = |it: &&PortFrame| {
+        bytes += it.frame.bytes.len() + FRAME_META_BYTES;
+        bytes <= BATCH_BYTES
+    };
+    frames.iter().take_while(fits).count().max(1)
+}
+
+fn tell(stream: &mut TcpStream, frames: &[PortFrame]) -> Result<(), End> {
+    let frames = frames.iter().map(frame_v1).collect();
+    say(stream, &Message::NicFrames(NicFrames { frames }))
 }
 
 fn lost(error: impl std::fmt::Display) -> End {

@@ -5,8 +5,9 @@ use crate::device::feature::{EVENT_IDX, INDIRECT_DESC, LOG_ALL, PROTOCOL, VERSIO
 
 /// Bytes of the configuration space that mean something.
 pub const CONFIG_BYTES: usize = 17;
-/// Most queue pairs that virtio allows.
-pub const QUEUE_PAIRS_MAX: u16 = 0x8000;
+/// Most queue pairs: of the 0x8000 that virtio allows, those whose rings, with the control queue's, 16 bits
+/// count.
+pub const QUEUE_PAIRS_MAX: u16 = 0x7fff;
 /// Least MTU that virtio allows, in bytes.
 pub const MTU_MIN: u16 = 68;
 
@@ -140,6 +141,14 @@ pub struct Link {
     pub full_duplex: bool,
 }
 
+impl Link {
+    /// Offered, as a host that the guest moves to may know more.
+    pub const UNKNOWN: Link = Link {
+        speed_mbps: SPEED_UNKNOWN,
+        full_duplex: true,
+    };
+}
+
 /// What a NIC offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetOptions {
@@ -201,7 +210,7 @@ impl NetOptions {
             return Err(NetOptionsError::QueuePairs(self.queue_pairs));
         }
         match self.link {
-            Some(link) if i32::try_from(link.speed_mbps).is_err() => {
+            Some(link) if link != Link::UNKNOWN && i32::try_from(link.speed_mbps).is_err() => {
                 Err(NetOptionsError::Speed(link.speed_mbps))
             }
             _ => Ok(()),
@@ -265,8 +274,8 @@ pub fn space(options: &NetOptions, now: Now) -> [u8; CONFIG_BYTES] {
     let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
     let status = if now.link_up { LINK_UP } else { 0 } | if now.announce { ANNOUNCE } else { 0 };
     let (speed, duplex) = match options.link {
-        Some(link) => (link.speed_mbps, u8::from(link.full_duplex)),
-        None => (SPEED_UNKNOWN, DUPLEX_UNKNOWN),
+        Some(link) if link != Link::UNKNOWN => (link.speed_mbps, u8::from(link.full_duplex)),
+        _ => (SPEED_UNKNOWN, DUPLEX_UNKNOWN),
     };
     put(0, &now.mac);
     put(6, &status.to_le_bytes());

@@ -21,6 +21,7 @@ use ferry_dataplane::net::counters::PortTotals;
 use ferry_dataplane::net::features::Offloads;
 use ferry_dataplane::net::frame::Mac;
 use ferry_dataplane::net::lifecycle::NicEvent;
+use ferry_dataplane::net::limit::{RateLimit, SharedTime};
 use ferry_dataplane::net::nic::NicPort;
 use ferry_dataplane::net::queue::FrameQueue;
 use vhost::vhost_user::message::{
@@ -54,6 +55,14 @@ impl Attachment {
             Attachment::Wires(wires) => wires.iter().map(|wire| &wire.guest).collect(),
         }
     }
+
+    /// The taps that it is wired to.
+    pub fn taps(&self) -> &[Wire] {
+        match self {
+            Attachment::Switch(_) => &[],
+            Attachment::Wires(wires) => wires,
+        }
+    }
 }
 
 /// The two ends of a wire.
@@ -81,6 +90,8 @@ pub struct Net {
     pub(super) origin: u64,
     arrival: Arc<Mutex<Arrival>>,
     carried: Mutex<Carried>,
+    /// What fills the buckets of its wires, which are on several workers.
+    limit_time: SharedTime,
 }
 
 /// What went through a NIC that came from another host.
@@ -126,6 +137,7 @@ impl NetDevice {
     ) -> Result<Arc<NetDevice>, NetOptionsError> {
         options.check()?;
         let attachment = Arc::new(attachment);
+        let ports = u16::try_from(attachment.guests().len()).unwrap_or(u16::MAX);
         let kind = Net {
             name: name.into(),
             standing: Arc::new(Standing::new(&options, attachment.clone())),
@@ -136,6 +148,7 @@ impl NetDevice {
             origin: RandomState::new().build_hasher().finish(),
             arrival: Arc::default(),
             carried: Mutex::default(),
+            limit_time: SharedTime::new(ports),
         };
         Ok(Device::without_front_end(kind, Own::default()))
     }
@@ -148,6 +161,17 @@ impl NetDevice {
     /// Its guest's side of the bridge.
     pub fn ports(&self) -> Vec<&NicPort> {
         self.kind.attachment.guests()
+    }
+
+    /// What went through the taps that it is wired to, here; `None` for a NIC on a switch. A tap receives
+    /// what is written to it.
+    pub fn tap_totals(&self) -> Option<PortTotals> {
+        let mut totals = PortTotals::default();
+        let taps = self.kind.attachment.taps();
+        for wire in taps {
+            wire.tap.counters().add_to(&mut totals);
+        }
+        (!taps.is_empty()).then_some(totals)
     }
 
     /// Whether frames come and go.
@@ -164,6 +188,14 @@ impl NetDevice {
             }
         }
         Ok(())
+    }
+
+    /// Changes how much its guest may send, by all of its queues together.
+    pub fn set_limit(&self, limit: Option<RateLimit>) -> Result<(), LifecycleError> {
+        let ports = self.ports();
+        let shared = (ports.len() > 1).then(|| self.kind.limit_time.clone());
+        let mut ports = ports.into_iter();
+        ports.try_for_each(|port| port.set_limit(limit, shared.clone()))
     }
 
     /// Asks the guest to announce itself to its network. False when it cannot be asked: its driver does

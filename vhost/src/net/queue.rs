@@ -11,7 +11,8 @@ use ferry_dataplane::segments::{Segment, Segments};
 use crate::memory::Access;
 use crate::vring::{Chain, Seen, Vring, copy_bytes, length, push_bytes};
 
-/// Buffers of one frame. The longest takes 44 of the size that drivers make.
+/// Buffers of one frame: one that would take more is dropped. The longest takes 44 of the size that drivers
+/// make.
 const HEADS_MAX: usize = 128;
 
 /// Entries of a ring whose buffers are on their way to the cache, at most; a power of two.
@@ -372,8 +373,9 @@ impl RxVring {
             if self.common.waiting()? == 0 {
                 break;
             }
+            // A driver of small buffers may have offered nothing wrong; it does not get this one.
             if at == HEADS_MAX {
-                return Err("more buffers for one frame than any driver makes");
+                return Ok(Put::TooLarge);
             }
             let is_first = at == 0;
             let room = self.next_buffer(is_first)?;

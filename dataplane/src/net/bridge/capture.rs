@@ -10,13 +10,15 @@
 //!     Gone      not kept: only passed on            ──►   Stays
 //! ```
 //!
-//! While a NIC arrives, group frames may come both ways: by the host's own network, and passed on by the
-//! source. Each is given once.
+//! While a NIC arrives, and as long as stragglers follow, a frame may come both ways: by the host's own
+//! network, and passed on by the source. That is so of groups, and of all frames in a network that has not
+//! learned yet, or never does. Each is given once; two that say the same and come the same way are two.
 //!
 //! A guest that goes on has a blackout's frames to catch up with, all at once: for a second, what finds its
 //! rings full waits as well, where a guest at rest would lose it.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -30,6 +32,8 @@ use crate::net::lifecycle::NicEvent;
 /// How much sooner one of two that are the same may come. A station that says the same thing twice
 /// waits longer.
 const TWIN_NS: u64 = 50_000_000;
+/// How long a source may pass stragglers on after the last of what had to be first.
+const STRAGGLE_NS: u64 = 5_000_000_000;
 
 /// Frames and bytes that are kept for a guest that stands still, for whatever reason and however long.
 const STOPPED: (usize, usize) = (CAPTURE_FRAMES, CAPTURE_BYTES);
@@ -103,7 +107,7 @@ enum Place {
         /// Bytes that may yet be passed on.
         left: usize,
     },
-    Arrives(Arrival),
+    Arrives(Box<Arrival>),
 }
 
 /// A NIC that leaves.
@@ -130,8 +134,58 @@ impl Leaving {
 struct Arrival {
     /// Frames that came here since its guest runs here. They wait for those that are to be first.
     own: Frames,
-    /// Group frames that the source passed on lately, and when.
-    twins: VecDeque<(u64, Arc<[u8]>)>,
+    /// Their prints.
+    prints: VecDeque<u64>,
+}
+
+/// What came lately by one way and has not come by the other: when, and its print.
+#[derive(Debug)]
+struct Lately(VecDeque<(u64, u64)>);
+
+impl Lately {
+    fn push(&mut self, now_ns: u64, print: u64) {
+        if self.0.len() == CAPTURE_TWINS {
+            self.0.pop_front();
+        }
+        self.0.push_back((now_ns, print));
+    }
+
+    /// Takes the first that is the same, if there is one.
+    fn take(&mut self, now_ns: u64, print: u64) -> bool {
+        let is_old = |it: &(u64, u64)| now_ns.saturating_sub(it.0) >= TWIN_NS;
+        while self.0.front().is_some_and(is_old) {
+            self.0.pop_front();
+        }
+        let at = self.0.iter().position(|it| it.1 == print);
+        at.and_then(|at| self.0.remove(at)).is_some()
+    }
+}
+
+/// Frames that come both ways, told by their prints.
+#[derive(Debug)]
+struct Twins {
+    /// Chosen anew for each NIC that arrives: no station can make two frames that have the same print.
+    hasher: RandomState,
+    here: Lately,
+    passed_on: Lately,
+    /// Until when stragglers may come.
+    until_ns: u64,
+}
+
+impl Twins {
+    fn new() -> Twins {
+        let lately = || Lately(VecDeque::with_capacity(CAPTURE_TWINS));
+        Twins {
+            hasher: RandomState::new(),
+            here: lately(),
+            passed_on: lately(),
+            until_ns: u64::MAX,
+        }
+    }
+
+    fn print(&self, bytes: &[u8]) -> u64 {
+        self.hasher.hash_one(bytes)
+    }
 }
 
 /// So many frames, of so many bytes.
@@ -161,10 +215,8 @@ impl Frames {
         *self = Frames::default();
     }
 
-    /// Removes the first that says the same.
-    fn remove_twin(&mut self, bytes: &[u8]) {
-        let at = self.frames.iter().position(|it| *it.bytes == *bytes);
-        if let Some(frame) = at.and_then(|at| self.frames.remove(at)) {
+    fn remove(&mut self, at: usize) {
+        if let Some(frame) = self.frames.remove(at) {
             self.bytes -= frame.bytes.len();
         }
     }
@@ -182,6 +234,8 @@ pub(super) struct Capture {
     kept: Frames,
     next_seq: u64,
     place: Place,
+    /// While frames may come both ways.
+    twins: Option<Box<Twins>>,
     /// Until when a guest that has moved, or was about to, may be behind.
     behind_until_ns: u64,
 }
@@ -206,8 +260,44 @@ impl Capture {
         self.behind_until_ns = now_ns.saturating_add(catch_up_ns);
     }
 
-    /// Keeps a frame that cannot be given now. `running` when queues do run, and others are first.
+    /// Whether frames that come here may come from the source as well.
+    pub fn minds_twins(&mut self, now_ns: u64) -> bool {
+        if self.twins.as_ref().is_some_and(|it| now_ns >= it.until_ns) {
+            self.twins = None;
+        }
+        self.twins.is_some()
+    }
+
+    /// A frame comes here; true when the source has passed it on already. Said once of each.
+    pub fn has_come(&mut self, now_ns: u64, bytes: &[u8]) -> bool {
+        let Some(twins) = &mut self.twins else {
+            return false;
+        };
+        let print = twins.print(bytes);
+        let has = twins.passed_on.take(now_ns, print);
+        if !has {
+            twins.here.push(now_ns, print);
+        }
+        has
+    }
+
+    /// Keeps a frame that cannot be given now, unless the source has passed it on. `running` when queues do
+    /// run, and others are first.
     pub fn keep(
+        &mut self,
+        running: bool,
+        now_ns: u64,
+        said: (Header, u16),
+        bytes: Arc<[u8]>,
+    ) -> Kept {
+        if running && self.minds_twins(now_ns) && self.has_come(now_ns, &bytes) {
+            return Kept::Yes;
+        }
+        self.keep_first(running, now_ns, said, bytes)
+    }
+
+    /// As [`Capture::keep`], a frame that the source has not passed on.
+    pub fn keep_first(
         &mut self,
         running: bool,
         now_ns: u64,
@@ -237,10 +327,12 @@ impl Capture {
             // The source has it as well.
             Place::Arrives(_) if !running => return Kept::Elsewhere,
             Place::Arrives(arrival) => {
-                if group && arrival.came(now_ns, &frame.bytes) {
-                    return Kept::Yes;
+                let print = self.twins.as_ref().map(|it| it.print(&frame.bytes));
+                let kept = arrival.own.push(frame, MOVED);
+                if kept {
+                    arrival.prints.push_back(print.unwrap_or_default());
                 }
-                arrival.own.push(frame, MOVED)
+                kept
             }
             _ if !self.on && !running => return Kept::NoLink,
             Place::Leaves(leaving) if !running => {
@@ -304,7 +396,7 @@ impl Capture {
         if on {
             return Vec::new();
         }
-        self.place = Place::Stays;
+        (self.place, self.twins) = (Place::Stays, None);
         std::mem::take(&mut self.kept).frames.into()
     }
 
@@ -352,15 +444,14 @@ impl Capture {
     /// A NIC is to arrive, and what is here is another's.
     pub fn arrive(&mut self) {
         self.kept.clear();
-        self.place = Place::Arrives(Arrival::default());
+        self.place = Place::Arrives(Box::default());
+        self.twins = Some(Box::new(Twins::new()));
     }
 
     /// A frame from the host that the NIC comes from; false when there is no room for it.
     pub fn deliver(&mut self, mut frame: Captured, now_ns: u64) -> bool {
-        if let Place::Arrives(arrival) = &mut self.place
-            && is_group(&frame.bytes)
-        {
-            arrival.passed_on(now_ns, &frame.bytes);
+        if self.is_given(now_ns, &frame.bytes) {
+            return true;
         }
         frame.seq = self.next_seq;
         self.next_seq += 1;
@@ -378,35 +469,47 @@ impl Capture {
         }
     }
 
+    /// The source passes a frame on; whether it came here, and is the guest's already. One that waits here
+    /// gives its place up.
+    fn is_given(&mut self, now_ns: u64, bytes: &[u8]) -> bool {
+        if !self.minds_twins(now_ns) {
+            return false;
+        }
+        let Some(twins) = &mut self.twins else {
+            return false;
+        };
+        let print = twins.print(bytes);
+        let came = twins.here.take(now_ns, print);
+        if let Place::Arrives(arrival) = &mut self.place {
+            let at = arrival.prints.iter().position(|it| *it == print);
+            if let Some(at) = at {
+                arrival.prints.remove(at);
+                arrival.own.remove(at);
+            } else {
+                twins.passed_on.push(now_ns, print);
+            }
+            return false;
+        }
+        if !came {
+            twins.passed_on.push(now_ns, print);
+        }
+        came
+    }
+
     /// No more is to be given before what came here. True when something waits.
     pub fn settle(&mut self, now_ns: u64) -> bool {
         if let Place::Arrives(arrival) = &mut self.place {
             let own = std::mem::take(&mut arrival.own);
             self.place = Place::Stays;
+            if let Some(twins) = &mut self.twins {
+                twins.until_ns = now_ns.saturating_add(STRAGGLE_NS);
+            }
             self.falls_behind(now_ns);
             // One bound for both: each was kept within it.
             self.kept.bytes += own.bytes;
             self.kept.frames.extend(own.frames);
         }
         !self.is_empty()
-    }
-}
-
-impl Arrival {
-    /// The source passes a group frame on: it takes the place of the one that came here.
-    fn passed_on(&mut self, now_ns: u64, bytes: &Arc<[u8]>) {
-        self.own.remove_twin(bytes);
-        if self.twins.len() == CAPTURE_TWINS {
-            self.twins.pop_front();
-        }
-        self.twins.push_back((now_ns, bytes.clone()));
-    }
-
-    /// A group frame comes here; true when the source has passed it on already.
-    fn came(&mut self, now_ns: u64, bytes: &[u8]) -> bool {
-        let twin = |it: &(u64, Arc<[u8]>)| now_ns.saturating_sub(it.0) < TWIN_NS && *it.1 == *bytes;
-        let at = self.twins.iter().position(twin);
-        at.and_then(|at| self.twins.remove(at)).is_some()
     }
 }
 

@@ -1,5 +1,7 @@
 //! A frame's way through a bridge.
 
+use std::sync::Arc;
+
 use super::capture::{Capture, Kept};
 use super::{Bridge, End, Guest, Kind, RxPlace, TapEnd};
 use crate::limits::{FETCH_BYTES, FRAME_BUDGET};
@@ -68,12 +70,12 @@ impl Bridge {
     pub(super) fn take_from(&mut self, id: u32, port: u16, ring: &mut Ring) -> bool {
         match self.ports[usize::from(port)].as_ref().map(|it| &it.end) {
             Some(End::Guest(guest)) => {
-                let (mut found, pairs) = (false, guest.tx.len());
                 if !guest.capture.is_empty() {
                     self.give_captured(port);
                 }
-                for queue in 0..pairs {
-                    let queue = u16::try_from(queue).expect("few pairs");
+                let (first, pairs) = self.queues_in_turn(port);
+                let mut found = false;
+                for queue in (first..pairs).chain(0..first) {
                     found |= self.take_from_guest(id, (port, queue), ring);
                 }
                 found
@@ -81,6 +83,26 @@ impl Bridge {
             Some(End::Tap(_)) => self.take_from_tap(id, port, ring),
             None => false,
         }
+    }
+
+    /// The queue that a guest's frames are taken from first, and how many there are. Each is first in its
+    /// turn, lest one use up the whole rate. A look that the rate forbids is nobody's turn.
+    fn queues_in_turn(&mut self, port: u16) -> (u16, u16) {
+        let now_ns = self.now_ns;
+        let Some(there) = &mut self.ports[usize::from(port)] else {
+            return (0, 0);
+        };
+        let over = there.is_over_rate(now_ns);
+        let End::Guest(guest) = &mut there.end else {
+            return (0, 0);
+        };
+        if over {
+            return (0, 0);
+        }
+        let pairs = u16::try_from(guest.tx.len()).expect("few pairs");
+        let first = guest.first_tx;
+        guest.first_tx = if first + 1 < pairs { first + 1 } else { 0 };
+        (first, pairs)
     }
 
     fn take_from_guest(&mut self, id: u32, (port, queue): (u16, u16), ring: &mut Ring) -> bool {
@@ -125,18 +147,14 @@ impl Bridge {
         // A wire's frames wait where they are while its tap has its hands full.
         let full = matches!(self.kind, Kind::Wire)
             && self.ports.iter().flatten().any(|port| match &port.end {
-                End::Tap(tap) => tap.free_writes.is_empty(),
+                End::Tap(tap) => tap.is_full(),
                 End::Guest(_) => false,
             });
         let Some(port) = &mut self.ports[usize::from(at.0)] else {
             return Fetched::Empty;
         };
         // Over its rate, frames wait in the guest's ring.
-        if port
-            .limit
-            .as_ref()
-            .is_some_and(|limit| limit.next_ns() > now_ns)
-        {
+        if port.is_over_rate(now_ns) {
             return Fetched::Empty;
         }
         let End::Guest(guest) = &mut port.end else {
@@ -372,6 +390,13 @@ impl Bridge {
             keep(&mut guest.capture, frame, now, &there.counters);
             return;
         }
+        if guest.capture.minds_twins(now_ns) {
+            let bytes = &mut self.whole[..frame.len];
+            frame.bytes.start(bytes);
+            if guest.capture.has_come(now_ns, bytes) {
+                return;
+            }
+        }
         // The queue that it came from, as the guest at the other end spreads its flows.
         let mut queues = rx.iter_mut().flatten().filter(|it| !it.broken);
         let nth = match running {
@@ -387,7 +412,7 @@ impl Bridge {
             Put::Done => there.counters.received(1, frame.len as u64),
             // In part it would come twice.
             Put::NoRoom if !part && guest.capture.is_behind(now_ns) => {
-                keep(&mut guest.capture, frame, (true, now_ns), &there.counters);
+                keep_first(&mut guest.capture, frame, now_ns, &there.counters);
                 waits = true;
             }
             Put::NoRoom => there.counters.dropped(Cause::NoBuffers, 1),
@@ -417,6 +442,7 @@ impl Bridge {
         let Some(place) = guest.rx.iter_mut().flatten().find(|it| !it.broken) else {
             return;
         };
+        guest.short = false;
         while let Some(first) = guest.capture.first() {
             let frame = Frame {
                 header: Some(&first.header).filter(|it| !it.is_plain()),
@@ -436,7 +462,10 @@ impl Bridge {
                 Put::Done => there.counters.received(1, frame.len as u64),
                 // It would come twice.
                 Put::NoRoom if part => there.counters.dropped(Cause::NoBuffers, 1),
-                Put::NoRoom => break,
+                Put::NoRoom => {
+                    guest.short = true;
+                    break;
+                }
                 Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
                 Put::Broken => {
                     place.broken = true;
@@ -456,15 +485,33 @@ impl Bridge {
         lend: bool,
         ring: &mut Ring,
     ) -> Sent {
-        let counters = match &self.ports[usize::from(to)] {
-            Some(there) => there.counters.clone(),
-            None => return Sent::Done,
-        };
-        let Some(tap) = self.tap(to) else {
+        let Some(there) = &mut self.ports[usize::from(to)] else {
             return Sent::Done;
         };
+        let End::Tap(tap) = &mut there.end else {
+            return Sent::Done;
+        };
+        let takes = tap.tap.takes();
+        let work = frame
+            .header
+            .map(|header| (header, Work::of(header, frame.ether_type, takes)));
+        if let Some((header, work)) = work.filter(|it| it.1 != Work::Nothing) {
+            let put = finish(
+                (frame, header),
+                work,
+                takes,
+                (&mut self.whole, &mut self.piece),
+                |header, bytes| tap.put_copy((id, to), header, bytes, ring),
+            );
+            match put {
+                Put::Done => {}
+                Put::NoRoom | Put::Broken => there.counters.dropped(Cause::NoBuffers, 1),
+                Put::TooLarge => there.counters.dropped(Cause::TooLarge, 1),
+            }
+            return Sent::Done;
+        }
         let Some(index) = tap.free_writes.pop() else {
-            counters.dropped(Cause::NoBuffers, 1);
+            there.counters.dropped(Cause::NoBuffers, 1);
             return Sent::Done;
         };
         let op = (id, to, index);
@@ -477,10 +524,9 @@ impl Bridge {
         };
         if !written {
             tap.free_writes.push(index);
-            counters.dropped(Cause::TooLarge, 1);
+            there.counters.dropped(Cause::TooLarge, 1);
             return Sent::Done;
         }
-        counters.received(1, frame.len as u64);
         tap.writes[usize::from(index)].from = from;
         if from.is_none() {
             return Sent::Done;
@@ -513,10 +559,26 @@ fn keep(
     (running, now_ns): (bool, u64),
     counters: &PortCounters,
 ) {
+    let said = (frame.said(), frame.ether_type);
+    let kept = capture.keep(running, now_ns, said, copy_of(frame));
+    count(kept, counters);
+}
+
+/// As [`keep`], for a guest whose queues run and one that has not come by another way.
+fn keep_first(capture: &mut Capture, frame: &Frame<'_>, now_ns: u64, counters: &PortCounters) {
+    let said = (frame.said(), frame.ether_type);
+    let kept = capture.keep_first(true, now_ns, said, copy_of(frame));
+    count(kept, counters);
+}
+
+fn copy_of(frame: &Frame<'_>) -> Arc<[u8]> {
     let mut bytes = vec![0; frame.len];
     frame.bytes.start(&mut bytes);
-    let said = (frame.said(), frame.ether_type);
-    match capture.keep(running, now_ns, said, bytes.into()) {
+    bytes.into()
+}
+
+fn count(kept: Kept, counters: &PortCounters) {
+    match kept {
         Kept::Yes | Kept::Elsewhere => {}
         Kept::Full => counters.capture_lost(1),
         Kept::NoLink => counters.dropped(Cause::NoLink, 1),
@@ -526,17 +588,15 @@ fn keep(
 /// Gives a frame to a guest's queue, finished as far as the guest does not do that itself. Whether some of
 /// its segments were given, whatever became of the rest, is said besides.
 fn give(place: &mut RxPlace, frame: &Frame<'_>, whole: &mut [u8], piece: &mut [u8]) -> (Put, bool) {
-    let whole_put = |place: &mut RxPlace| {
-        let put = place.queue.put(frame.header, &frame.bytes, frame.len);
-        (put, false)
-    };
     let Some(header) = frame.header else {
-        return whole_put(place);
+        return (place.queue.put(None, &frame.bytes, frame.len), false);
     };
     let takes = place.queue.offloads();
     let work = Work::of(header, frame.ether_type, takes);
     if work == Work::Nothing {
-        return whole_put(place);
+        let header = header.taken_with(takes);
+        let said = Some(&header).filter(|it| !it.is_plain());
+        return (place.queue.put(said, &frame.bytes, frame.len), false);
     }
     let mut part = false;
     let put = finish(

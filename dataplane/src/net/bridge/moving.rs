@@ -104,8 +104,13 @@ impl Bridge {
         }
     }
 
-    /// Sends frames as if the guest had.
+    /// Sends frames as if the guest had; none while its link is down.
     pub fn say(&mut self, id: u32, port: u16, frames: &[Vec<u8>], ring: &mut Ring) {
+        let there = self.ports.get(usize::from(port)).and_then(Option::as_ref);
+        let gate = there.and_then(|it| it.gate.as_ref());
+        if gate.is_some_and(|gate| !gate.link_up) {
+            return;
+        }
         for bytes in frames {
             let Some(start) = Start::parse(bytes) else {
                 continue;

@@ -11,8 +11,8 @@ use crate::net::features::Offloads;
 use crate::net::filter::Gate;
 use crate::net::frame::Mac;
 use crate::net::header::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
-use crate::net::limit::{Bucket, RateLimit};
-use crate::net::queue::Bytes;
+use crate::net::limit::{Bucket, RateLimit, SharedTime};
+use crate::net::queue::{Bytes, Put};
 use crate::ring::{NetOp, Ring, Token};
 use crate::segments::Segments;
 
@@ -116,10 +116,20 @@ impl Bridge {
         self.wake(port);
     }
 
-    pub fn set_limit(&mut self, port: u16, limit: Option<RateLimit>) {
+    /// A limit that is set again, or to something else, does not begin with a full bucket. `shared`: with
+    /// the other wires of the NIC.
+    pub fn set_limit(&mut self, port: u16, limit: Option<RateLimit>, shared: Option<SharedTime>) {
         let now_ns = self.now_ns;
         if let Some(Some(there)) = self.ports.get_mut(usize::from(port)) {
-            there.limit = limit.map(|limit| Bucket::new(limit, now_ns));
+            match (limit, &mut there.limit) {
+                (Some(limit), Some(bucket)) => bucket.set_limit(limit, now_ns),
+                (limit, place) => {
+                    *place = limit.map(|limit| match shared {
+                        Some(shared) => Bucket::sharing(limit, now_ns, shared),
+                        None => Bucket::new(limit, now_ns),
+                    });
+                }
+            }
         }
         self.wake(port);
     }
@@ -175,6 +185,26 @@ impl TapEnd {
         bytes.start(&mut write.header[HEADER_BYTES..whole]);
         write.segments.clear();
         write.segments.push_own(&mut write.header, whole) && self.submit((id, port, index), ring)
+    }
+
+    /// Writes a copy of a frame that was finished here.
+    pub(super) fn put_copy(
+        &mut self,
+        (id, port): (u32, u16),
+        header: Option<&Header>,
+        bytes: &[u8],
+        ring: &mut Ring,
+    ) -> Put {
+        let Some(index) = self.free_writes.pop() else {
+            return Put::NoRoom;
+        };
+        let header = header.copied().unwrap_or_default();
+        let frame = (&Bytes::Own(bytes), bytes.len());
+        if self.copy((id, port, index), header, frame, ring) {
+            return Put::Done;
+        }
+        self.free_writes.push(index);
+        Put::TooLarge
     }
 
     fn submit(&mut self, (id, port, index): (u32, u16, u16), ring: &mut Ring) -> bool {

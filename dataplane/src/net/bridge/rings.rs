@@ -3,6 +3,7 @@
 use crossbeam_channel::Sender;
 
 use super::{Bridge, End, Guest, RX_KICK, RxPlace, TxPlace};
+use crate::limits::ROOM_RETRY_NS;
 use crate::net::limit::Bucket;
 use crate::net::queue::{RxQueue, TxQueue};
 use crate::ring::{NetOp, Ring, Token};
@@ -23,30 +24,43 @@ impl Guest {
 }
 
 impl Guest {
-    /// Asks for a kick when the guest makes room for what is kept for it; false when there is room, or it
-    /// cannot kick.
-    fn waits_for_room(&mut self, (id, port): (u32, u16), ring: &mut Ring) -> bool {
+    /// Asks for a kick when the guest makes room for what is kept for it.
+    fn waits_for_room(&mut self, (id, port): (u32, u16), ring: &mut Ring) -> Room {
         let mut places = (0u16..).zip(&mut self.rx);
         let Some((queue, place)) =
             places.find_map(|(at, it)| it.as_mut().filter(|it| !it.broken).map(|it| (at, it)))
         else {
-            return true; // its queues stand still
+            return Room::Kick; // its queues stand still, and their start is news
         };
         let Some(fd) = place.queue.kick_fd() else {
-            return false;
+            return Room::Unheard;
         };
         place.queue.drain_kick();
         if place.queue.arm() {
             place.queue.disarm();
-            return false;
+            return Room::Some;
         }
         if !place.armed {
             let queue = queue | RX_KICK;
             let polled = ring.poll_frames(fd, (id, NetOp::Kick { port, queue }));
             place.armed = polled.is_ok();
         }
-        place.armed
+        if place.armed {
+            Room::Kick
+        } else {
+            Room::Unheard
+        }
     }
+}
+
+/// Where a guest has room for what is kept for it.
+enum Room {
+    /// Nowhere; a kick will tell.
+    Kick,
+    /// Somewhere, if maybe not enough.
+    Some,
+    /// Nobody will tell.
+    Unheard,
 }
 
 impl Bridge {
@@ -144,6 +158,8 @@ impl Bridge {
         if !guest.receives() {
             guest.capture.stopped();
         }
+        // The kick that was waited for may have been this queue's.
+        let waits = !guest.capture.is_empty() && guest.receives();
         let kick = NetOp::Kick {
             port,
             queue: queue | RX_KICK,
@@ -154,6 +170,9 @@ impl Bridge {
             tracing::warn!(%error, "a kick could not be taken back; it wakes its port for nothing");
         }
         place.queue.publish();
+        if waits {
+            self.wake(port);
+        }
         Some(place.queue)
     }
 
@@ -203,15 +222,7 @@ impl Bridge {
         let Some(there) = &mut self.ports[usize::from(port)] else {
             return true;
         };
-        // Over its rate: at a time, and not at a kick.
         let due_ns = there.limit.as_ref().map_or(0, Bucket::next_ns);
-        if due_ns > now_ns {
-            // Never, at a rate of nothing.
-            if due_ns < u64::MAX {
-                self.timed.push((due_ns, port));
-            }
-            return true;
-        }
         let guest = match &mut there.end {
             End::Tap(tap) => {
                 return tap.dead
@@ -219,9 +230,29 @@ impl Bridge {
             }
             End::Guest(guest) => guest,
         };
-        if !guest.capture.is_empty() && !guest.waits_for_room((id, port), ring) {
-            return false;
+        // Whatever it may send: what waits for its buffers is to go to it.
+        let mut look_ns = u64::MAX;
+        if !guest.capture.is_empty() {
+            match guest.waits_for_room((id, port), ring) {
+                Room::Kick => {}
+                Room::Some if guest.short => look_ns = now_ns.saturating_add(ROOM_RETRY_NS),
+                Room::Some | Room::Unheard => return false,
+            }
         }
+        // Over its rate: at a time, and not at a kick. Never, at a rate of nothing.
+        let over = due_ns > now_ns;
+        if over {
+            look_ns = look_ns.min(due_ns);
+        }
+        if look_ns < u64::MAX {
+            self.look_at(port, look_ns);
+        }
+        if over {
+            return true;
+        }
+        let Some(guest) = self.guest(port) else {
+            return true;
+        };
         for (queue, place) in (0u16..).zip(&mut guest.tx) {
             let Some(place) = place else { continue };
             if place.broken || !place.queue.may_complete() {

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::bounded;
@@ -25,6 +26,8 @@ struct Guest {
     received: Vec<(Header, Vec<u8>)>,
     /// Buffers that are left to receive into.
     room: usize,
+    /// Buffers that a frame takes besides one.
+    more: usize,
     takes: Offloads,
     kick: Option<EventFd>,
     /// The device has asked for a kick since it last took something, as a driver that goes by the index
@@ -119,10 +122,10 @@ impl RxQueue for Rx {
     fn put(&mut self, header: Option<&Header>, bytes: &Bytes<'_>, len: usize) -> Put {
         let header = header.copied().unwrap_or_default();
         let mut guest = self.0.lock().unwrap();
-        if guest.room == 0 {
+        if guest.room <= guest.more {
             return Put::NoRoom;
         }
-        guest.room -= 1;
+        guest.room -= 1 + guest.more;
         let mut frame = vec![0; len];
         assert_eq!(bytes.start(&mut frame), len);
         guest.received.push((header, frame));
@@ -174,6 +177,42 @@ impl Rig {
         rig
     }
 
+    /// A guest of several pairs more. Its queues are guests of the rig's, from the first that is said.
+    fn add_pairs(&mut self, pairs: u16) -> (u16, usize) {
+        let (counters, first) = (Arc::new(PortCounters::default()), self.guests.len());
+        let port = Port::guest(pairs, MTU, None, counters.clone());
+        let port = self.bridge.add_port(port).unwrap();
+        for queue in 0..pairs {
+            let guest = Shared::default();
+            guest.lock().unwrap().room = usize::MAX;
+            self.bridge
+                .start_tx(port, queue, Box::new(Tx(guest.clone())));
+            self.bridge
+                .start_rx(port, queue, Box::new(Rx(guest.clone())));
+            self.guests.push(guest);
+            self.counters.push(counters.clone());
+        }
+        (port, first)
+    }
+
+    /// A tap that is a socket, whose other end is the answer: each message is a header and a frame.
+    fn add_tap(&mut self, uso: bool) -> UnixDatagram {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let counters = Arc::new(PortCounters::default());
+        let tap = Port::tap(Tap::of(ours.into(), uso), counters.clone());
+        self.bridge.add_port(tap).unwrap();
+        self.counters.push(counters);
+        theirs
+    }
+
+    /// A turn, and what the kernel has done by then.
+    fn turn_and_reap(&mut self) {
+        self.turn();
+        self.reap();
+    }
+
     fn switch(guests: u8) -> Rig {
         Rig::new(Kind::Switch(Table::new(7)), guests)
     }
@@ -197,6 +236,10 @@ impl Rig {
     fn rest(&mut self) {
         self.turn();
         self.bridge.park_quiet(0, &mut self.ring, 0);
+        self.reap();
+    }
+
+    fn reap(&mut self) {
         self.ring.submit().unwrap();
         let mut cqes = Vec::with_capacity(16);
         self.ring.reap(&mut cqes);
@@ -472,6 +515,96 @@ fn what_a_receiver_does_not_take_is_finished_for_it() {
     assert!(cut.iter().all(|(header, _)| *header == Header::default()));
 }
 
+/// 3000 bytes of UDP over IPv4, to be cut into datagrams of 1000.
+fn datagrams() -> (Header, Vec<u8>) {
+    let mut packet = [&mac(1).0[..], &mac(0).0, &[8, 0]].concat();
+    packet.extend([
+        0x45, 0, 0x0b, 0xd4, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ]);
+    packet.extend([0, 80, 0, 81, 0x0b, 0xc0, 0, 0]);
+    packet.resize(42 + 3000, 7);
+    let header = Header {
+        flags: 1,
+        gso_type: crate::net::header::GSO_UDP_L4,
+        hdr_len: 42,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 6,
+        num_buffers: 0,
+    };
+    (header, packet)
+}
+
+fn messages(from: &UnixDatagram) -> Vec<(Header, usize)> {
+    let mut bytes = vec![0; 70_000];
+    std::iter::from_fn(|| {
+        let len = from.recv(&mut bytes).ok()?;
+        let header = Header::parse(bytes[..HEADER_BYTES].try_into().unwrap());
+        Some((header, len - HEADER_BYTES))
+    })
+    .collect()
+}
+
+#[test]
+fn what_a_tap_does_not_take_is_cut_for_it() {
+    for uso in [true, false] {
+        let mut rig = Rig::new(Kind::Wire, 1);
+        let there = rig.add_tap(uso);
+        let (header, packet) = datagrams();
+        rig.send_raw(0, header, packet);
+        rig.turn_and_reap();
+        rig.turn_and_reap();
+        let messages = messages(&there);
+        if uso {
+            assert_eq!(messages, [(header, 3042)]);
+        } else {
+            let checksum = Header {
+                gso_type: 0,
+                hdr_len: 0,
+                gso_size: 0,
+                ..header
+            };
+            assert_eq!(messages, [(checksum, 1042); 3]);
+        }
+        let totals = rig.counters[1].totals();
+        assert_eq!(totals.rx_frames, if uso { 1 } else { 3 });
+        assert_eq!(rig.guests[0].lock().unwrap().given_back, 1);
+    }
+}
+
+/// A tap has verified the checksum, and says so to a guest that has asked for that.
+#[test]
+fn flags_that_a_guest_did_not_take_are_not_for_it() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let there = rig.add_tap(true);
+    let valid = Header {
+        flags: crate::net::header::FLAG_DATA_VALID,
+        ..Header::default()
+    };
+    let message = [&valid.to_bytes()[..], &frame(mac(0), 9, 1, 60)].concat();
+    for (takes, flags) in [(Offloads::CSUM, valid.flags), (Offloads::NONE, 0)] {
+        rig.guests[0].lock().unwrap().takes = takes;
+        there.send(&message).unwrap();
+        (0..5).for_each(|_| rig.turn_and_reap());
+        let received = std::mem::take(&mut rig.guests[0].lock().unwrap().received);
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].0.flags, flags);
+    }
+}
+
+#[test]
+fn what_a_tap_refuses_is_counted() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    drop(rig.add_tap(true));
+    for mark in 0..3 {
+        rig.send(0, mac(1), mark);
+    }
+    rig.turn_and_reap();
+    rig.turn_and_reap();
+    let totals = rig.counters[1].totals();
+    assert_eq!((totals.rx_frames, totals.no_buffers), (0, 3));
+}
+
 #[test]
 fn a_rate_is_kept_and_nothing_is_lost_by_it() {
     let mut rig = Rig::new(Kind::Wire, 2);
@@ -479,7 +612,7 @@ fn a_rate_is_kept_and_nothing_is_lost_by_it() {
         packets_per_s: Some(10_000),
         bits_per_s: None,
     };
-    rig.bridge.set_limit(0, Some(limit));
+    rig.bridge.set_limit(0, Some(limit), None);
     for _ in 0..2000 {
         rig.send(0, mac(1), 1);
     }
@@ -492,6 +625,54 @@ fn a_rate_is_kept_and_nothing_is_lost_by_it() {
         rig.turn();
     }
     assert_eq!(first + rig.received(1).len(), 2000);
+}
+
+/// A link that is set, and with it the limit as it was, again and again.
+#[test]
+fn a_limit_that_is_set_again_does_not_begin_anew() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let limit = RateLimit {
+        packets_per_s: Some(1000),
+        bits_per_s: None,
+    };
+    for _ in 0..1000 {
+        rig.send(0, mac(1), 1);
+    }
+    for _ in 0..100 {
+        rig.bridge.set_limit(0, Some(limit), None);
+        rig.turn();
+    }
+    let count = rig.received(1).len();
+    assert!((100..=150).contains(&count), "{count} in 0.1 s");
+}
+
+/// All of them have more to send than the rate allows.
+#[test]
+fn queues_of_a_nic_share_its_rate() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let (port, first) = rig.add_pairs(4);
+    let limit = RateLimit {
+        packets_per_s: Some(1000),
+        bits_per_s: None,
+    };
+    rig.bridge.set_limit(port, Some(limit), None);
+    for queue in 0..4u8 {
+        for _ in 0..1000 {
+            rig.guests[first + usize::from(queue)]
+                .lock()
+                .unwrap()
+                .to_send
+                .push_back((Header::default(), frame(mac(0), 9, queue, 60)));
+        }
+    }
+    for _ in 0..1000 {
+        rig.turn();
+    }
+    let received = rig.received(0);
+    for queue in 0..4 {
+        let count = received.iter().filter(|mark| **mark == queue).count();
+        assert!((200..=300).contains(&count), "{count} of queue {queue}");
+    }
 }
 
 #[test]
@@ -567,6 +748,99 @@ fn what_is_kept_waits_for_room_without_being_looked_at() {
     assert_eq!(rig.received(1), [1]);
 }
 
+/// A frame is kept for a guest, which has no room for it.
+fn kept(rig: &mut Rig, room: usize) -> Shared {
+    for guest in &rig.guests {
+        guest.lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+    }
+    rig.bridge.capture(1, true);
+    rig.bridge.stop_rx((0, 1, 0), &mut rig.ring).unwrap();
+    rig.send(0, mac(1), 1);
+    rig.turn();
+    let guest = rig.guests[1].clone();
+    (guest.lock().unwrap().room, guest.lock().unwrap().more) = (room, 1);
+    rig.bridge.start_rx(1, 0, Box::new(Rx(guest.clone())));
+    guest
+}
+
+#[test]
+fn what_is_kept_for_a_guest_over_its_rate_is_given_when_it_has_room() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let nothing = RateLimit {
+        packets_per_s: Some(0),
+        bits_per_s: None,
+    };
+    rig.bridge.set_limit(1, Some(nothing), None);
+    let guest = kept(&mut rig, 0);
+    rig.send(1, mac(0), 2);
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    guest.lock().unwrap().room = 2;
+    rig.kick(1);
+    rig.rest();
+    rig.turn();
+    assert_eq!(rig.received(1), [1]);
+    assert_eq!(rig.received(0), []);
+}
+
+/// The guest has a buffer and gives no kick for the next; nobody looks all the time.
+#[test]
+fn what_takes_more_buffers_than_there_are_is_tried_again_later() {
+    let mut rig = Rig::new(Kind::Wire, 2);
+    let guest = kept(&mut rig, 1);
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    let due_ns = rig.bridge.next_event_ns().unwrap();
+    assert!(due_ns > rig.now_ns && due_ns <= rig.now_ns + MS);
+    guest.lock().unwrap().room = 2;
+    rig.turn();
+    assert_eq!(rig.received(1), [1]);
+}
+
+/// It waited for a kick of the first of two queues, and that stops.
+#[test]
+fn what_is_kept_is_given_by_another_queue_when_its_own_stops() {
+    let mut rig = Rig::new(Kind::Wire, 1);
+    let (port, first) = rig.add_pairs(2);
+    for guest in &rig.guests {
+        guest.lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
+    }
+    rig.bridge.capture(port, true);
+    for queue in 0..2 {
+        rig.bridge.stop_rx((0, port, queue), &mut rig.ring).unwrap();
+    }
+    rig.send(0, mac(9), 1);
+    rig.turn();
+    rig.guests[first].lock().unwrap().room = 0;
+    for queue in 0..2u16 {
+        let guest = rig.guests[first + usize::from(queue)].clone();
+        rig.bridge.start_rx(port, queue, Box::new(Rx(guest)));
+    }
+    rig.rest();
+    rig.rest();
+    assert!(rig.bridge.is_quiet());
+    rig.bridge.stop_rx((0, port, 0), &mut rig.ring).unwrap();
+    rig.turn();
+    assert_eq!(rig.received(u8::try_from(first).unwrap() + 1), [1]);
+}
+
+#[test]
+fn a_nic_without_a_link_is_not_announced() {
+    let mut rig = Rig::switch(2);
+    let said = [frame(Mac::BROADCAST, 0, 1, 60)];
+    for (link_up, received) in [(false, vec![]), (true, vec![1])] {
+        let gate = Gate {
+            link_up,
+            ..Gate::OPEN
+        };
+        rig.bridge.set_gate(0, gate);
+        rig.bridge.say(0, 0, &said, &mut rig.ring);
+        assert_eq!(rig.received(1), received);
+    }
+}
+
 #[test]
 fn a_port_over_its_rate_is_looked_at_when_it_is_time() {
     let mut rig = Rig::new(Kind::Wire, 2);
@@ -575,7 +849,7 @@ fn a_port_over_its_rate_is_looked_at_when_it_is_time() {
         bits_per_s: None,
     };
     rig.guests[1].lock().unwrap().kick = Some(EventFd::new(EFD_NONBLOCK).unwrap());
-    rig.bridge.set_limit(0, Some(limit));
+    rig.bridge.set_limit(0, Some(limit), None);
     for _ in 0..200 {
         rig.send(0, mac(1), 1);
     }

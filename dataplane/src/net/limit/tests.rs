@@ -48,6 +48,46 @@ fn a_second_of_packets_is_what_was_asked_for() {
     }
 }
 
+/// As on several workers, each with frames of its own.
+#[test]
+fn buckets_that_share_their_time_let_one_rate_pass() {
+    let shared = SharedTime::new(4);
+    let rate = limit(Some(100_000), Some(200_000_000));
+    let mut buckets: Vec<Bucket> = (0..4)
+        .map(|_| Bucket::sharing(rate, 0, shared.clone()))
+        .collect();
+    let mut passed = [0u64; 4];
+    for now_ns in (0..SECOND_NS).step_by(1009) {
+        for (bucket, passed) in buckets.iter_mut().zip(&mut passed) {
+            if bucket.next_ns() <= now_ns && bucket.admit(60, now_ns) {
+                *passed += 1;
+            }
+        }
+    }
+    let burst = 100_000 * BURST_NS / SECOND_NS;
+    let all: u64 = passed.iter().sum();
+    assert!((100_000..=100_000 + 2 * burst).contains(&all), "{all}");
+    assert!(passed.iter().all(|it| *it > 10_000), "{passed:?}");
+    // One alone has all of it, whatever the others' levels are.
+    let alone = self::passed(&mut buckets[2], 60, SECOND_NS, 1009);
+    assert!(alone.abs_diff(100_000) <= 2 * burst, "{alone}");
+}
+
+/// The longest frame passes, and what a change of the limit finds is not given anew.
+#[test]
+fn a_part_of_a_small_bucket_holds_the_longest_frame() {
+    let shared = SharedTime::new(8);
+    let slow = limit(Some(10), Some(1_000_000));
+    let mut bucket = Bucket::sharing(slow, 0, shared.clone());
+    assert!(!bucket.admit(FRAME_BYTES_MAX, 0));
+    assert!(bucket.next_ns() < SECOND_NS);
+    assert!(bucket.admit(FRAME_BYTES_MAX, bucket.next_ns()));
+    let mut other = Bucket::sharing(slow, SECOND_NS, shared);
+    while other.admit(60, SECOND_NS) {}
+    other.set_limit(slow, SECOND_NS);
+    assert!(!other.admit(60, SECOND_NS));
+}
+
 #[test]
 fn a_second_of_bits_is_what_was_asked_for() {
     for rate in [10_000_000, 333_333_333, 1_000_000_000, 9_999_999_967] {
@@ -153,8 +193,8 @@ proptest! {
                 let fits = |count: u64, level: Level| {
                     u128::from(count) * PARTS <= u128::from(level.rate) * window_ns + level.burst
                 };
-                prop_assert!(fits(bits, Level::bits(bits_per_s)));
-                prop_assert!(fits(packets, Level::packets(packets_per_s)));
+                prop_assert!(fits(bits, Level::bits(bits_per_s, 1)));
+                prop_assert!(fits(packets, Level::packets(packets_per_s, 1)));
             }
         }
     }

@@ -141,8 +141,8 @@ fn what_a_nic_cannot_be_is_refused() {
     assert_eq!(with(|it| it.mtu = Some(67)), Err(E::Mtu(67)));
     assert_eq!(with(|it| it.queue_pairs = 0), Err(E::QueuePairs(0)));
     assert_eq!(
-        with(|it| it.queue_pairs = 0x8001),
-        Err(E::QueuePairs(0x8001))
+        with(|it| it.queue_pairs = 0x8000),
+        Err(E::QueuePairs(0x8000))
     );
     let fast = Some(Link {
         speed_mbps: 1 << 31,
@@ -151,4 +151,14 @@ fn what_a_nic_cannot_be_is_refused() {
     let mut options = full();
     options.link = fast;
     assert_eq!(options.check(), Err(E::Speed(1 << 31)));
+    // One that nobody knows is offered as such.
+    options.link = Some(Link::UNKNOWN);
+    assert_eq!(options.check(), Ok(()));
+    assert_ne!(features(&options) & SPEED_DUPLEX, 0);
+    let now = Now {
+        mac: [2; 6],
+        link_up: true,
+        announce: false,
+    };
+    assert_eq!(space(&options, now)[12..], [0xff; 5]);
 }
