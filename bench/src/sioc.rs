@@ -1,0 +1,16 @@
+//! Storage I/O Control beside what was published of it: disks that share an array, on many hosts, in
+//! virtual time.
+//!
+//! The schedulers, the limits and the control are the daemon's own code; only the array, the guests
+//! and the time are simulated. What everybody should have is worked out by other means.
+//!
+//! - [`array`]: the array; [`client`]: who asks it for something; [`world`]: both and the hosts in
+//!   virtual time; [`tally`]: what was had.
+//! - [`ideal`]: what each should have had.
+
+pub mod array;
+pub mod client;
+mod host;
+pub mod ideal;
+pub mod tally;
+pub mod world;
