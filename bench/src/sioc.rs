@@ -4,13 +4,16 @@
 //! The schedulers, the limits and the control are the daemon's own code; only the array, the guests
 //! and the time are simulated. What everybody should have is worked out by other means.
 //!
-//! - [`array`]: the array; [`client`]: who asks it for something; [`world`]: both and the hosts in
-//!   virtual time; [`tally`]: what was had.
+//! - [`array`]: the array; [`client`]: who asks it for something; [`spec`]: hosts, and what goes wrong;
+//!   [`world`]: all of it in virtual time; [`tally`]: what was had.
 //! - [`ideal`]: what each should have had.
 
 pub mod array;
 pub mod client;
+mod file;
 mod host;
 pub mod ideal;
+pub mod spec;
+mod steering;
 pub mod tally;
 pub mod world;

@@ -23,7 +23,7 @@ pub(super) struct Request {
 /// A disk's queue at one worker.
 #[derive(Debug)]
 pub(super) struct Lane {
-    worker: usize,
+    pub worker: usize,
     client: Client,
     leases: [Lease; 2],
     waiting: VecDeque<Request>,
@@ -47,12 +47,10 @@ pub(super) struct Disk {
     pub lanes: Vec<Lane>,
 }
 
-/// One with or without control; see the module.
+/// See the module.
 #[derive(Debug)]
 pub(super) struct Host {
-    /// None: whatever comes goes to the array.
-    controlled: bool,
-    workers: Vec<Scheduler>,
+    pub workers: Vec<Scheduler>,
     /// When each worker is to be asked again.
     wake_ns: Vec<Option<u64>>,
     pub disks: Vec<Disk>,
@@ -61,9 +59,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub fn new(workers: usize, controlled: bool) -> Host {
+    pub fn new(workers: usize) -> Host {
         Host {
-            controlled,
             workers: (0..workers).map(|_| Scheduler::new()).collect(),
             wake_ns: vec![None; workers],
             disks: Vec::new(),
@@ -107,6 +104,12 @@ impl Host {
         let rate = |limit: Option<u64>| limit.map(|limit| limit as f64);
         disk.pacers[0].set_rate(now_ns, rate(policy.limit_iops));
         disk.pacers[1].set_rate(now_ns, rate(policy.limit_bytes));
+        for lane in &mut disk.lanes {
+            // What was booked under the old limit counts no more.
+            lane.leases = Default::default();
+            lane.offer(now_ns, &mut self.workers[lane.worker], &disk.pacers);
+            self.wake_ns[lane.worker] = Some(now_ns);
+        }
     }
 
     pub fn set_share(&mut self, disk: usize, lane: usize, weight: f64, reservation: f64) {
@@ -126,7 +129,7 @@ impl Host {
         let lane = &mut disk.lanes[lane];
         let scheduler = &mut self.workers[lane.worker];
         let held = limited || !scheduler.window().is_open() || !scheduler.is_empty();
-        if !self.controlled || !held {
+        if !held {
             lane.in_flight_cost += u64::from(request.cost);
             scheduler.pass(now_ns, request.cost);
             return true;
@@ -227,10 +230,5 @@ impl Lane {
             return 0.0;
         }
         units(self.waiting_cost)
-    }
-
-    /// I/Os that have ended.
-    pub fn units(&self) -> f64 {
-        units(self.cost)
     }
 }

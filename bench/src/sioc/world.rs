@@ -4,69 +4,17 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
+use ferry_dataplane::qos::stats_file::Ignored;
 use ferry_dataplane::qos::{Cost, CostModel, Medium, Policy};
 use ferry_dataplane::request::Op;
 
-use super::array::{Array, ArraySpec, Ticket};
-use super::client::{Client, ClientSpec, MS};
+use super::array::{Array, Ticket};
+use super::client::{Client, ClientSpec};
+use super::file::File;
 use super::host::{Host, Request};
+use super::spec::{Control, HostSpec, Occurrence, WorldSpec};
+use super::steering::Steering;
 use super::tally::{Series, Tally};
-
-/// What a host is like.
-#[derive(Debug, Clone)]
-pub struct HostSpec {
-    /// Its workers.
-    pub workers: usize,
-    /// The window of each of them, where nothing steers it; infinity for none.
-    pub slots: f64,
-    /// When it begins its periods, in nanoseconds.
-    pub phase_ns: u64,
-    /// When it dies, with all of its clients.
-    pub dies_ns: Option<u64>,
-}
-
-impl Default for HostSpec {
-    fn default() -> HostSpec {
-        HostSpec {
-            workers: 1,
-            slots: f64::INFINITY,
-            phase_ns: 0,
-            dies_ns: None,
-        }
-    }
-}
-
-/// What a world is like.
-#[derive(Debug, Clone)]
-pub struct WorldSpec {
-    /// The array.
-    pub array: ArraySpec,
-    /// What it is taken for.
-    pub medium: Medium,
-    /// The hosts.
-    pub hosts: Vec<HostSpec>,
-    /// The clients.
-    pub clients: Vec<ClientSpec>,
-    /// Whether the hosts hold anything back.
-    pub controlled: bool,
-    /// Pieces of time in which is counted what clients had, in nanoseconds.
-    pub piece_ns: u64,
-}
-
-impl WorldSpec {
-    /// Hosts of one worker each, as many as the clients name, with nothing steered.
-    pub fn new(array: ArraySpec, clients: Vec<ClientSpec>) -> WorldSpec {
-        let hosts = clients.iter().filter_map(|client| client.host).max();
-        WorldSpec {
-            array,
-            medium: Medium::Fc,
-            hosts: vec![HostSpec::default(); hosts.map_or(0, |most| most + 1)],
-            clients,
-            controlled: true,
-            piece_ns: 100 * MS,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -78,6 +26,10 @@ enum Event {
     Turn(usize, bool),
     /// A client is given another policy: which of its changes.
     Change(usize, usize),
+    /// A host divides its window among its workers.
+    Tick(usize),
+    /// A host looks at the statistics file.
+    Period(usize),
     /// A host dies.
     Death(usize),
 }
@@ -100,6 +52,12 @@ pub struct World {
     medium: Medium,
     hosts: Vec<Host>,
     dead: Vec<bool>,
+    steering: Vec<Steering>,
+    control: Option<Control>,
+    file: File,
+    noticed: Vec<Occurrence>,
+    /// What each host's window was from when on.
+    windows: Vec<Vec<(u64, f64)>>,
     /// When each host's next [`Event::Wake`] is, of those that still count.
     armed_ns: Vec<Option<u64>>,
     clients: Vec<Client>,
@@ -113,13 +71,22 @@ pub struct World {
 impl World {
     /// One in which nothing has happened yet.
     pub fn new(spec: WorldSpec) -> World {
-        let host = |host: &HostSpec| Host::new(host.workers, spec.controlled);
+        let host = |host: &HostSpec| Host::new(host.workers);
+        let steering = spec.control.iter().flat_map(|control| {
+            let hosts = spec.hosts.iter().enumerate();
+            hosts.map(|(at, host)| Steering::new(control, at, host.workers))
+        });
         let mut world = World {
             now_ns: 0,
             array: Array::new(spec.array),
             medium: spec.medium,
             hosts: spec.hosts.iter().map(host).collect(),
             dead: vec![false; spec.hosts.len()],
+            steering: steering.collect(),
+            control: spec.control,
+            file: File::default(),
+            noticed: Vec::new(),
+            windows: vec![Vec::new(); spec.hosts.len()],
             armed_ns: vec![None; spec.hosts.len()],
             clients: Vec::new(),
             series: vec![Series::new(spec.piece_ns); spec.clients.len()],
@@ -128,6 +95,7 @@ impl World {
             events: BinaryHeap::new(),
             sent: 0,
         };
+        world.file.faults = spec.faults;
         for client in spec.clients {
             world.add(client);
         }
@@ -135,7 +103,13 @@ impl World {
             if let Some(dies_ns) = host.dies_ns {
                 world.send(dies_ns, Event::Death(at));
             }
-            world.fix(at, host.slots);
+            match spec.control {
+                Some(control) => {
+                    world.send(control.tick_ns, Event::Tick(at));
+                    world.send(control.period_ns + host.phase_ns, Event::Period(at));
+                }
+                None => world.fix(at, host.slots),
+            }
         }
         world
     }
@@ -221,6 +195,8 @@ impl World {
                     self.hosts[host].set_policy(self.now_ns, *disk, spec.changes[change].1);
                 }
             }
+            Event::Tick(host) => self.tick(host),
+            Event::Period(host) => self.period(host),
             Event::Death(host) => {
                 self.dead[host] = true;
                 for client in &mut self.clients {
@@ -228,6 +204,29 @@ impl World {
                 }
             }
         }
+    }
+
+    fn tick(&mut self, host: usize) {
+        let Some(control) = self.control.filter(|_| !self.dead[host]) else {
+            return;
+        };
+        self.steering[host].tick(self.now_ns, &mut self.hosts[host]);
+        self.send(self.now_ns + control.tick_ns, Event::Tick(host));
+    }
+
+    fn period(&mut self, host: usize) {
+        let Some(control) = self.control.filter(|_| !self.dead[host]) else {
+            return;
+        };
+        let steering = &mut self.steering[host];
+        let what = steering.period(self.now_ns, &mut self.hosts[host], &mut self.file);
+        self.windows[host].push((self.now_ns, steering.window()));
+        self.noticed.extend(what.map(|what| Occurrence {
+            at_ns: self.now_ns,
+            host,
+            what,
+        }));
+        self.send(self.now_ns + control.period_ns, Event::Period(host));
     }
 
     fn turn(&mut self, client: usize, on: bool) {
@@ -342,6 +341,37 @@ impl World {
     pub fn all_had(&self, time_ns: Range<u64>) -> Tally {
         let each = self.series.iter().map(|series| series.sum(time_ns.clone()));
         each.fold(Tally::default(), Tally::and)
+    }
+
+    /// A host's window in a time, in the mean.
+    pub fn window(&self, host: usize, time_ns: Range<u64>) -> f64 {
+        let windows = &self.windows[host];
+        let (mut sum, mut span) = (0.0, 0u64);
+        for (at, &(from_ns, window)) in windows.iter().enumerate() {
+            let next_ns = windows.get(at + 1).map_or(self.now_ns, |next| next.0);
+            let (from, to) = (from_ns.max(time_ns.start), next_ns.min(time_ns.end));
+            let part = to.saturating_sub(from);
+            if part > 0 {
+                #[allow(clippy::cast_precision_loss)]
+                let part_ns = part as f64;
+                sum += window * part_ns;
+                span += part;
+            }
+        }
+        #[allow(clippy::cast_precision_loss)]
+        let span = span as f64;
+        sum / span
+    }
+
+    /// What hosts noticed.
+    pub fn events(&self) -> &[Occurrence] {
+        &self.noticed
+    }
+
+    /// What a host did not believe of the statistics file.
+    pub fn ignored(&self, host: usize) -> Ignored {
+        let steering = self.steering.get(host);
+        steering.map_or_else(Ignored::default, Steering::ignored)
     }
 
     /// What clients there are.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sioc::array::ArraySpec;
 use crate::sioc::client::SECOND;
 
 fn near(found: f64, expected: f64, percent: f64) {
@@ -16,10 +17,7 @@ fn limited(shares: u32, reservation_iops: u64, limit_iops: Option<u64>) -> Clien
 #[test]
 fn without_control_depth_decides() {
     let clients = vec![ClientSpec::disk(0, 1000, 10), ClientSpec::disk(1, 1, 90)];
-    let spec = WorldSpec {
-        controlled: false,
-        ..WorldSpec::new(ArraySpec::seeking(10, 2000.0), clients)
-    };
+    let spec = WorldSpec::new(ArraySpec::seeking(10, 2000.0), clients);
     let mut world = World::new(spec);
     world.run_to(21 * SECOND);
     let time = SECOND..21 * SECOND;
