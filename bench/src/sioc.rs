@@ -6,13 +6,15 @@
 //!
 //! - [`array`]: the array; [`client`]: who asks it for something; [`spec`]: hosts, and what goes wrong;
 //!   [`world`]: all of it in virtual time; [`tally`]: what was had.
-//! - [`ideal`]: what each should have had.
+//! - [`ideal`]: what each should have had; [`rows`]: what was published, that, and ours; [`chart`].
 
 pub mod array;
+pub mod chart;
 pub mod client;
 mod file;
 mod host;
 pub mod ideal;
+pub mod rows;
 pub mod spec;
 mod steering;
 pub mod tally;
