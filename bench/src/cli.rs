@@ -6,6 +6,7 @@ mod device;
 mod net;
 mod peers;
 mod scale;
+mod sioc;
 mod size;
 mod stock;
 mod talk;
@@ -38,6 +39,8 @@ enum Command {
     Peers(peers::Args),
     /// What idle disks cost, what waking up costs, and what a second worker brings
     Scale(scale::Args),
+    /// Shares of a simulated array: what was published, what the book says, and what comes out
+    Sioc(sioc::Args),
     /// A vhost-user-blk server built on the usual framework, to be measured against
     Stock(stock::Args),
     /// Clones added to a daemon, used, removed and deleted, again and again
@@ -54,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Talk(command) => talk::run(command),
         Command::Peers(args) => peers::run(&args),
         Command::Scale(args) => scale::run(args),
+        Command::Sioc(args) => sioc::run(&args),
         Command::Stock(args) => stock::run(&args),
         Command::Churn(args) => churn::run(args),
     };

@@ -9,6 +9,7 @@
 //!   framework used in the usual way.
 //! - [`scale`]: what idle disks and waking up cost a `ferry daemon`, and what a
 //!   second worker brings.
+//! - [`sioc`]: disks that share an array, on many hosts, in virtual time.
 //! - [`blk`]: load on a vhost-user server; [`device`]: the verified load on a
 //!   block device or file.
 //! - [`net`]: frames through a vhost-user-net server, sent at one port and judged
@@ -27,6 +28,7 @@ pub mod net;
 pub mod peers;
 pub mod rng;
 pub mod scale;
+pub mod sioc;
 pub mod spread;
 pub mod stamp;
 pub mod stock;

@@ -55,6 +55,8 @@ pub struct HostReport {
     pub window_total: f64,
     /// It has found an outsider.
     pub unmanaged: bool,
+    /// It is what was said before, and nothing has come since. Whoever reads it knows, not who wrote it.
+    pub late: bool,
 }
 
 /// What a host is to do in its next period.
@@ -192,10 +194,15 @@ impl Controller {
     /// Takes the reports of a period, without those of hosts that are dead, and decides on the next.
     pub fn update(&mut self, _now_ns: u64, own: &HostReport, others: &[HostReport]) -> Decision {
         let measure = Measure::of(&self.settings, own, others);
-        self.smooth(measure.latency_ns);
+        // Who is late may be dead. What it did would be counted a second time, and that nobody uses its part
+        // of the window taken for a habit.
+        let late = others.iter().any(|it| it.late);
+        if !late {
+            self.smooth(measure.latency_ns);
+        }
         self.others = Others::of(others.iter().map(|it| &it.demand));
         self.others_flag = others.iter().any(|it| it.unmanaged);
-        let event = self.step(&measure);
+        let event = self.step(&measure, late);
         Decision {
             window: self.part(&own.demand),
             window_total: self.window_total(),
@@ -211,8 +218,8 @@ impl Controller {
         self.latency_ns = Some(last + self.settings.smoothing * (latency_ns - last));
     }
 
-    /// From one period to the next.
-    fn step(&mut self, measure: &Measure) -> Option<Event> {
+    /// From one period to the next. The window stays as it is while a host is late.
+    fn step(&mut self, measure: &Measure, late: bool) -> Option<Event> {
         if let Mode::Stopped { periods } = self.mode {
             if periods > 0 {
                 self.mode = Mode::Stopped {
@@ -224,6 +231,9 @@ impl Controller {
         }
         if self.settings.unmanaged == UnmanagedPolicy::Stop && self.others_flag {
             self.open();
+            return None;
+        }
+        if late {
             return None;
         }
         let threshold_ns = self.threshold_ns();

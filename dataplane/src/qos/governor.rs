@@ -219,6 +219,7 @@ impl Governor {
             demand,
             window_total: self.controller.window_total(),
             unmanaged: self.controller.unmanaged(),
+            late: false,
         }
     }
 

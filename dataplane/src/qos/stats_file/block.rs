@@ -148,6 +148,7 @@ fn report(bytes: &[u8; BLOCK_BYTES]) -> Option<HostReport> {
         demand: Bins::from_classes(classes(SHARES_AT), classes(SLOTS_AT), WANTS_MAX)?,
         window_total: if open { f64::INFINITY } else { window },
         unmanaged: flags & UNMANAGED != 0,
+        late: false,
     })
 }
 

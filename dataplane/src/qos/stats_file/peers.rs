@@ -44,6 +44,8 @@ struct Host {
     report: HostReport,
     /// It was in the file the last time.
     present: bool,
+    /// It had something new to say the last time.
+    fresh: bool,
 }
 
 /// A block of the file, by what is in it.
@@ -80,7 +82,9 @@ impl Peers {
 
     /// Takes what was read of the file.
     pub fn observe(&mut self, now_ns: u64, blocks: &[[u8; BLOCK_BYTES]]) {
-        self.hosts.values_mut().for_each(|it| it.present = false);
+        for host in self.hosts.values_mut() {
+            (host.present, host.fresh) = (false, false);
+        }
         let blocks = &blocks[..blocks.len().min(BLOCKS_MAX)];
         self.places.truncate(blocks.len());
         for (index, bytes) in blocks.iter().enumerate() {
@@ -131,6 +135,7 @@ impl Peers {
             heard_ns,
             report: block.report,
             present: true,
+            fresh: true,
         };
         let Some(host) = self.hosts.get_mut(&block.id) else {
             self.hosts.insert(block.id, fresh);
@@ -149,13 +154,18 @@ impl Peers {
         }
     }
 
-    /// The reports of those that are alive.
+    /// The reports of those that are alive; late is whoever had nothing new to say at the last look.
     pub fn alive(&self, now_ns: u64) -> Vec<HostReport> {
         let alive = self
             .hosts
             .values()
             .filter(|it| is_alive(it, now_ns, self.period_ns));
-        alive.map(|it| it.report.clone()).collect()
+        let looked = self.looked_ns == Some(now_ns);
+        let report = |it: &Host| HostReport {
+            late: !(looked && it.fresh),
+            ..it.report.clone()
+        };
+        alive.map(report).collect()
     }
 
     /// Which block to write to: one's own, the first free one, or the one that has been dead for longest.

@@ -26,6 +26,7 @@ fn report(ios: u64) -> HostReport {
         demand,
         window_total: 240.0,
         unmanaged: false,
+        late: false,
     }
 }
 

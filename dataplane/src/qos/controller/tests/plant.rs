@@ -278,6 +278,7 @@ impl Host {
             demand,
             window_total: self.controller.window_total(),
             unmanaged: self.controller.unmanaged(),
+            late: false,
         }
     }
 }
