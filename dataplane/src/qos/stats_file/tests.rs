@@ -89,6 +89,21 @@ fn hosts_read_what_the_others_wrote() {
 }
 
 #[test]
+fn who_has_nothing_new_to_say_is_late() {
+    let directory = TempDir::new().unwrap();
+    let [mut one, mut two] = [0, 1].map(|it| process(&directory, it));
+    let late = |others: Vec<HostReport>| others.iter().map(|it| it.late).collect::<Vec<_>>();
+    let own = report(1);
+    two.exchange(0, &own).unwrap();
+    assert_eq!(late(one.exchange(1, &own).unwrap()), [false]);
+    assert_eq!(late(one.exchange(PERIOD_NS, &own).unwrap()), [true]);
+    two.exchange(PERIOD_NS + 1, &own).unwrap();
+    assert_eq!(late(one.exchange(2 * PERIOD_NS, &own).unwrap()), [false]);
+    // The file was not read again.
+    assert_eq!(late(one.others(2 * PERIOD_NS + 1)), [true]);
+}
+
+#[test]
 fn a_block_says_what_was_put_in() {
     for open in [false, true] {
         let mut report = report(7);

@@ -36,10 +36,11 @@ fn any_report() -> impl Strategy<Value = HostReport> {
         any::<bool>(),
         wants,
         number,
-        any::<bool>(),
+        any::<(bool, bool)>(),
     )
         .prop_map(
-            |(ios, latency_ns, units, outstanding, limited, wants, window_total, unmanaged)| {
+            |(ios, latency_ns, units, outstanding, limited, wants, window_total, flags)| {
+                let (unmanaged, late) = flags;
                 let mut demand = Bins::default();
                 wants
                     .iter()
@@ -53,6 +54,7 @@ fn any_report() -> impl Strategy<Value = HostReport> {
                     demand,
                     window_total,
                     unmanaged,
+                    late,
                 }
             },
         )
