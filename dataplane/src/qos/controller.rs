@@ -15,6 +15,10 @@
 //! **Hosts** start from the mean of the windows that they have written, so that they come together whatever
 //! each of them began with. A step goes the further the farther the goal is, within bounds.
 //!
+//! It **waits** where the reports do not belong together: while a host is late, and may be dead, and for
+//! two periods after what is wanted has moved, a disk that stopped for instance. What the hosts say was done
+//! in periods that end at different times adds up to what was done only while none of them gets another part.
+//!
 //! It **opens** when for some periods the latency was well below the threshold and all that is wanted had
 //! room. It does not grow while nobody waits for it.
 //!
@@ -94,6 +98,14 @@ const QUIET_PERIODS: u32 = 3;
 const WELL_BELOW: f64 = 0.9;
 /// Latency of a single period that closes it, without waiting for the mean.
 const WELL_ABOVE: f64 = 1.1;
+/// What is wanted has moved if the level of the water has by so much, as a logarithm: it is divided anew,
+/// and what the hosts say of their periods does not belong together until all have.
+const MOVED: f64 = 0.05;
+/// Periods that it takes, and no more in a row, should it move all the time.
+const MOVING_PERIODS: u32 = 2;
+const WAITED_MAX: u32 = 3;
+/// Latency by the threshold, as a logarithm, beyond which there is no waiting.
+const FAR: f64 = 0.4;
 /// What is wanted fits if it leaves so much of the window.
 const FITS: f64 = 0.95;
 /// Periods of a good latency, after which an outsider is held to be gone.
@@ -116,6 +128,8 @@ pub struct Controller {
     latency_ns: Option<f64>,
     /// What is in the window by latency and throughput, as a part of the window.
     used: f64,
+    /// The same as of the last update alone.
+    last_used: f64,
     /// The window before the last step.
     last_window: f64,
     quiet: u32,
@@ -124,6 +138,11 @@ pub struct Controller {
     /// What the others want, as of the last update.
     others: Others,
     others_flag: bool,
+    /// The level as of the last update.
+    last_level: f64,
+    /// Periods to wait until what was divided anew has settled, and periods waited in a row.
+    moving: u32,
+    waited: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -152,12 +171,16 @@ impl Controller {
             mode: Mode::Open,
             latency_ns: None,
             used: 1.0,
+            last_used: 1.0,
             last_window: f64::INFINITY,
             quiet: 0,
             detector: Detector::default(),
             finding: None,
             others: Others::default(),
             others_flag: false,
+            last_level: f64::INFINITY,
+            moving: 0,
+            waited: 0,
         }
     }
 
@@ -202,7 +225,9 @@ impl Controller {
         }
         self.others = Others::of(others.iter().map(|it| &it.demand));
         self.others_flag = others.iter().any(|it| it.unmanaged);
+        self.notice(self.level(&own.demand));
         let event = self.step(&measure, late);
+        self.last_level = self.level(&own.demand);
         Decision {
             window: self.part(&own.demand),
             window_total: self.window_total(),
@@ -241,12 +266,32 @@ impl Controller {
             .detector
             .look(measure.in_window, measure.latency_ns, threshold_ns);
         let event = found.and_then(|elasticity| self.found(elasticity));
+        let waits = self.waits(measure);
         match self.mode {
+            Mode::Closed { window } if waits => self.close(base(window, measure)),
             Mode::Closed { window } => self.steer(window, measure),
             Mode::Open => self.watch(measure),
             Mode::Stopped { .. } => return event,
         }
         event.or_else(|| self.is_gone(measure).then_some(Event::UnmanagedGone))
+    }
+
+    /// Has what is wanted moved since the last update, with the same window?
+    fn notice(&mut self, level: f64) {
+        let same = level.is_finite() == self.last_level.is_finite();
+        let far = level.is_finite() && (level / self.last_level).ln().abs() > MOVED;
+        if !same || far {
+            self.moving = MOVING_PERIODS;
+        }
+    }
+
+    /// Whether the window is not steered until the division has settled.
+    fn waits(&mut self, measure: &Measure) -> bool {
+        let far = (measure.latency_ns / self.threshold_ns()).ln().abs() > FAR;
+        let waits = self.moving > 0 && self.waited < WAITED_MAX && !far;
+        self.moving = self.moving.saturating_sub(1);
+        self.waited = if waits { self.waited + 1 } else { 0 };
+        waits
     }
 
     fn open(&mut self) {
@@ -293,9 +338,7 @@ impl Controller {
         if self.quiet >= QUIET_PERIODS {
             return self.open();
         }
-        let base = measure
-            .mean_window(window)
-            .clamp(window / APART, window * APART);
+        let base = base(window, measure);
         if short {
             return self.close(self.towards(base, self.goal(measure)));
         }
@@ -321,15 +364,19 @@ impl Controller {
         from * (gain * way).exp().clamp(STEP.0, STEP.1)
     }
 
-    /// Only while the windows stand still, at this host and at the others: what the requests of one window
-    /// say would be held against another. Against the mean of all, so that all learn the same. Meanwhile
-    /// what was learnt, perhaps in another time, is trusted less and less.
+    /// Only while the windows stand still, at this host and at the others, and are used as they were before:
+    /// what the requests of one window say would be held against another, and a part whose disk has just
+    /// stopped, or whose host, against all others. Against the mean of all, so that all learn the same.
+    /// Meanwhile what was learnt, perhaps in another time, is trusted less and less.
     fn learn(&mut self, window: f64, measure: &Measure) {
         let mean = measure.mean_window(window);
-        let still = |other: f64| (other / window).ln().abs() < STILL;
+        let still = |now: f64, before: f64| (now / before).ln().abs() < STILL;
         let known = measure.others_open == 0 && measure.in_window > 0.0;
-        self.used += if known && still(self.last_window) && still(mean) {
-            LEARN * ((measure.in_window / mean).clamp(USED.0, USED.1) - self.used)
+        let used = (measure.in_window / mean).clamp(USED.0, USED.1);
+        let used_still = still(used, std::mem::replace(&mut self.last_used, used));
+        let windows_still = still(self.last_window, window) && still(mean, window);
+        self.used += if known && windows_still && used_still {
+            LEARN * (used - self.used)
         } else {
             FORGET * (1.0 - self.used)
         };
@@ -381,6 +428,12 @@ impl Controller {
     fn threshold_ns(&self) -> f64 {
         self.settings.threshold_ns as f64
     }
+}
+
+/// Where hosts start from, so that they come together.
+fn base(window: f64, measure: &Measure) -> f64 {
+    let mean = measure.mean_window(window);
+    mean.clamp(window / APART, window * APART)
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates

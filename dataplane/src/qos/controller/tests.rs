@@ -156,6 +156,39 @@ fn a_disk_that_stops_or_starts_has_come_through_in_two_periods() {
 }
 
 #[test]
+fn a_window_stands_still_while_a_host_is_late() {
+    let mut own = HostReport {
+        ios: 8000,
+        latency_ns: 40_000_000,
+        units: 8000.0,
+        limited: true,
+        window_total: f64::INFINITY,
+        ..HostReport::default()
+    };
+    own.demand.add(Want {
+        shares: 1000.0,
+        slots: 400.0,
+    });
+    let mut controller = Controller::new(settings());
+    let mut other = own.clone();
+    for _ in 0..8 {
+        controller.update(0, &own, std::slice::from_ref(&other));
+        other.window_total = controller.window_total();
+    }
+    let window = controller.window_total();
+    assert!(window.is_finite());
+    // It was not there for all of the period; its last report still says that it was.
+    (own.latency_ns, own.units) = (own.latency_ns / 2, 2.0 * own.units);
+    other.late = true;
+    for _ in 0..3 {
+        let decision = controller.update(0, &own, std::slice::from_ref(&other));
+        assert_eq!(decision.window_total, window);
+    }
+    let decision = controller.update(0, &own, &[]);
+    assert!(decision.window > 1.9 * window / 2.0, "all of it");
+}
+
+#[test]
 fn a_slower_device_is_followed_without_swinging() {
     for (factor, lag) in [(2.0, 0), (0.5, 0), (3.0, 0), (2.0, 20), (0.5, 20)] {
         let mut plant = Plant::new();
