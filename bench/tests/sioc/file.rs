@@ -91,7 +91,7 @@ fn counted(world: &World, damage: Damage) -> [u64; 3] {
 fn a_bad_block_for_a_moment_changes_nothing() {
     let ideal = ideal(&array(), 30.0, &clients());
     for damage in DAMAGES {
-        let world = damaged(damage, FAULT..FAULT + PERIOD * 3 / 2);
+        let world = damaged(damage, FAULT..FAULT + PERIOD);
         for second in 0..30 {
             let time = FAULT + second * SECOND..FAULT + (second + 1) * SECOND;
             judge(&format!("{damage:?}"), &world, &ideal, &time);
