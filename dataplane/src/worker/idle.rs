@@ -108,7 +108,8 @@ impl Core {
             self.wake_armed = true;
         }
         self.wake.going_to_sleep();
-        if commands.is_empty() && !self.acknowledged() && !self.thin.has_work() {
+        let told = !commands.is_empty() || self.throttles_changed();
+        if !told && !self.acknowledged() && !self.thin.has_work() {
             self.account();
             self.ring.wait(self.next_event())?;
             let now_ns = now_ns();

@@ -263,6 +263,12 @@ impl Core {
         throttle.due = true;
     }
 
+    /// Whether control has changed something that was not taken over yet.
+    pub(super) fn throttles_changed(&self) -> bool {
+        let changed = |it: &Throttle| it.domain.port(it.worker).generation() != it.generation;
+        self.throttles.iter().flatten().any(changed)
+    }
+
     /// Lets go on what may, of all datastores.
     pub(super) fn dispatch(&mut self) {
         for at in 0..self.throttles.len() {
