@@ -1,8 +1,9 @@
 //! A datastore as the workers and the control thread share it: what control has decided, and what the
 //! workers have counted. Both sides read and write atomics; no worker is asked, and none waits.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::Thread;
 
 use super::latency::{Counted, Latencies};
 use super::pacer::Pacer;
@@ -14,6 +15,9 @@ pub struct Domain {
     /// See [`CostModel`], and the medium: one byte each.
     model: AtomicU8,
     medium: AtomicU8,
+    /// Whoever steers it sleeps until it is used.
+    dozing: AtomicBool,
+    steered_by: Mutex<Option<Thread>>,
     ports: Vec<Port>,
 }
 
@@ -35,6 +39,8 @@ impl Domain {
         let domain = Domain {
             model: AtomicU8::new(0),
             medium: AtomicU8::new(0),
+            dozing: AtomicBool::new(false),
+            steered_by: Mutex::new(None),
             ports: (0..workers)
                 .map(|_| Port {
                     generation: AtomicU64::new(1),
@@ -104,6 +110,47 @@ impl Domain {
     pub fn announce(&self) {
         for port in &self.ports {
             port.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The calling thread, which steers it, is about to sleep: it is to be unparked when a disk takes a
+    /// request. It looks once more after this whether one has, and then parks while
+    /// [`Domain::is_dozing`].
+    pub fn doze(&self) {
+        let mut steered_by = self
+            .steered_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *steered_by = Some(std::thread::current());
+        drop(steered_by);
+        self.dozing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was not used since [`Domain::doze`].
+    pub fn is_dozing(&self) -> bool {
+        self.dozing.load(Ordering::SeqCst)
+    }
+
+    /// Ends a doze.
+    #[cold]
+    pub fn rouse(&self) {
+        if !self.dozing.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let steered_by = self
+            .steered_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*steered_by {
+            thread.unpark();
+        }
+    }
+
+    /// A disk took requests. One that comes while the doze begins may be missed, as the next is not.
+    #[inline]
+    pub(crate) fn used(&self) {
+        if self.dozing.load(Ordering::Relaxed) {
+            self.rouse();
         }
     }
 

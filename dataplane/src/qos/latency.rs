@@ -107,6 +107,13 @@ impl Counted {
         self.sum_ns
     }
 
+    /// The buckets that are not empty: the middle of each, in nanoseconds, and how many are in it.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u32)> {
+        let counts = self.counts.iter().enumerate();
+        let filled = counts.filter(|(_, count)| **count > 0);
+        filled.map(|(bucket, &count)| (middle_ns(bucket), count))
+    }
+
     /// Counts requests that took no time.
     pub fn add_instant(&mut self, requests: u32) {
         self.counts[0] = self.counts[0].wrapping_add(requests);

@@ -131,6 +131,9 @@ impl Core {
         if count > 0 {
             // Before they are started: one that hangs the worker itself is seen as well.
             lane.counters.took(count.into());
+            if let Some(qos) = &lane.qos {
+                qos.used();
+            }
         }
         for (at, &slot) in taken.iter().enumerate() {
             if let Some(&later) = taken.get(at + LOOK_AHEAD) {

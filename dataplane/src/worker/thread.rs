@@ -107,7 +107,8 @@ impl WorkerHandle {
         sent
     }
 
-    pub(crate) fn wake(&self) {
+    /// Has it look at what was changed, if it sleeps.
+    pub fn wake(&self) {
         self.wake.wake();
     }
 

@@ -87,6 +87,11 @@ impl LaneQos {
         at
     }
 
+    /// The disk took requests: its datastore is not idle any more.
+    pub(super) fn used(&self) {
+        self.control.domain().used();
+    }
+
     fn tell_held(&self) {
         use std::sync::atomic::Ordering::Relaxed;
         self.meter.waiting.store(self.waiting_cost, Relaxed);
