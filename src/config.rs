@@ -1,5 +1,7 @@
 //! The daemon's configuration file, and the places it uses without one.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use ferry_migration::ids::DiskId;
@@ -7,11 +9,16 @@ use ferry_vhost::device::Tracking;
 use ferry_vhost::inflight::OwnRegions;
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::kept;
 use crate::error::{Done, Failure};
 use crate::escalation::hook;
 use crate::escalation::settings::{self, EscalationConfig, VmConfig};
 use crate::name::Name;
 use crate::nic::{NicConfig, SwitchConfig};
+use crate::qos::datastore::{CostBy, DatastoreQos, Divide, MediumName, Sioc, Threshold, Unmanaged};
+use crate::qos::disk::DiskQos;
+use crate::qos::group::GroupConfig;
+use crate::qos::shares::Shares;
 use crate::spec::{CacheMode, DiskKind, DiskSpec, Usage};
 use crate::workers::Spin;
 
@@ -36,9 +43,12 @@ pub struct Config {
     /// Moving disks between hosts.
     #[serde(default)]
     pub migration: MigrationConfig,
-    /// Datastores that other hosts serve disks from too.
+    /// Where disks live, and what is done there.
     #[serde(default, rename = "datastore")]
     pub datastores: Vec<DatastoreConfig>,
+    /// Limits that several disks are under together. Not `[[group]]`, as `group` is the sockets'.
+    #[serde(default, rename = "disk_group")]
+    pub groups: Vec<GroupConfig>,
     /// What is done about machines that make no progress.
     #[serde(default)]
     pub escalation: EscalationConfig,
@@ -85,11 +95,12 @@ impl Default for MigrationConfig {
     }
 }
 
-/// `[[datastore]]`.
+/// `[[datastore]]`: where disks live, shared between hosts or not. The lease's keys are for disks that
+/// hosts share, all others for Storage I/O Control.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatastoreConfig {
-    /// Its directory. All hosts see the same files there.
+    /// Its directory, or a block device. Where it is shared, all hosts see the same files there.
     pub path: PathBuf,
     /// What makes sure that a host whose lease is over writes no more.
     #[serde(default)]
@@ -101,6 +112,14 @@ pub struct DatastoreConfig {
     /// over before that is over as well.
     #[serde(default = "default_io_ms")]
     pub io_ms: u64,
+    /// See [`DatastoreQos`], as all that follow.
+    pub sioc: Option<Sioc>,
+    pub medium: Option<MediumName>,
+    pub threshold_ms: Option<Threshold>,
+    pub stats_period_ms: Option<u64>,
+    pub unmanaged: Option<Unmanaged>,
+    pub cost: Option<CostBy>,
+    pub divide: Option<Divide>,
 }
 
 /// A lease's bounds, in milliseconds.
@@ -114,6 +133,26 @@ impl DatastoreConfig {
             fence: Fence::None,
             lease_ms: default_lease_ms(),
             io_ms: default_io_ms(),
+            sioc: None,
+            medium: None,
+            threshold_ms: None,
+            stats_period_ms: None,
+            unmanaged: None,
+            cost: None,
+            divide: None,
+        }
+    }
+
+    /// What it says of I/O control.
+    pub fn qos(&self) -> DatastoreQos {
+        DatastoreQos {
+            sioc: self.sioc,
+            medium: self.medium,
+            threshold_ms: self.threshold_ms,
+            stats_period_ms: self.stats_period_ms,
+            unmanaged: self.unmanaged,
+            cost: self.cost,
+            divide: self.divide,
         }
     }
 
@@ -129,9 +168,24 @@ impl DatastoreConfig {
             let what = format!("lease_ms must be {least} to {most}, and io_ms at most {most}");
             return wrong(&self.path, what);
         }
+        if let Err(what) = self.qos().check() {
+            return wrong(&self.path, what);
+        }
         match std::fs::canonicalize(&self.path) {
             Ok(path) => self.path = path,
             Err(error) => return wrong(&self.path, error.to_string()),
+        }
+        if !self.path.is_dir() {
+            let is_device =
+                std::fs::metadata(&self.path).is_ok_and(|it| it.file_type().is_block_device());
+            if !is_device {
+                let what = "it is neither a directory nor a block device".to_owned();
+                return wrong(&self.path, what);
+            }
+            if self.fence != Fence::None {
+                let what = "hosts lease what is in a directory; leave fence out for a block device";
+                return wrong(&self.path, what.to_owned());
+            }
         }
         if let Fence::Command(command) = &self.fence {
             hook::check(command)?;
@@ -213,6 +267,17 @@ pub struct DiskConfig {
     /// only: it is not kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_identity: bool,
+    /// See [`DiskQos`], as all that follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Shares>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_iops: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_mbps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Name>,
 }
 
 /// Where requests in flight are written down, so that a successor can finish them.
@@ -306,6 +371,7 @@ impl Config {
         for datastore in &mut config.datastores {
             datastore.check()?;
         }
+        config.check_names()?;
         for disk in &config.disks {
             disk.check()?;
         }
@@ -329,6 +395,52 @@ impl Config {
         Ok(config)
     }
 
+    /// Datastores and groups are there once, and groups that disks name are there.
+    fn check_names(&self) -> Done {
+        let wrong = |what: String| Err(Failure::Usage(what));
+        let mut paths = BTreeSet::new();
+        for DatastoreConfig { path, .. } in &self.datastores {
+            if !paths.insert(path) {
+                let path = path.display();
+                return wrong(format!(
+                    "datastore {path} is there twice; make one section of both"
+                ));
+            }
+        }
+        let mut names = BTreeSet::new();
+        for group in &self.groups {
+            group.check()?;
+            if !names.insert(&group.name) {
+                return wrong(format!(
+                    "group {} is there twice; names must differ",
+                    group.name
+                ));
+            }
+        }
+        for DiskConfig { id, group, .. } in &self.disks {
+            if let Some(group) = group
+                && !names.contains(group)
+                && !kept::is_kept::<GroupConfig>(&self.state_dir, group)
+            {
+                return wrong(format!(
+                    "disk {id}: there is no group {group}; add a section [[disk_group]] with that \
+                     name and its limits, or correct the disk's"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The section of the datastore that an image is on: of several that its path leads through, the
+    /// innermost.
+    pub fn datastore_of(&self, image: &Path) -> Option<&DatastoreConfig> {
+        let around = self.datastores.iter().filter(|it| {
+            let root = std::fs::canonicalize(&it.path).unwrap_or_else(|_| it.path.clone());
+            image.starts_with(root)
+        });
+        around.max_by_key(|it| it.path.components().count())
+    }
+
     /// A machine by its name.
     pub fn vm(&self, name: &Name) -> Option<&VmConfig> {
         self.vms.iter().find(|vm| vm.name == *name)
@@ -346,6 +458,29 @@ impl Config {
 }
 
 impl DiskConfig {
+    /// A disk of which nothing is said but its name and its place.
+    pub fn plain(id: DiskId, path: DiskSpec) -> DiskConfig {
+        DiskConfig {
+            id,
+            path,
+            socket_path: None,
+            num_queues: default_queues(),
+            read_only: false,
+            cache: CacheMode::default(),
+            pin_guest_memory: false,
+            incoming: false,
+            shared: false,
+            size: None,
+            inflight: InflightMode::default(),
+            new_identity: false,
+            shares: None,
+            limit_iops: None,
+            limit_mbps: None,
+            reservation: None,
+            group: None,
+        }
+    }
+
     /// How the disk is used.
     pub fn usage(&self) -> Usage {
         Usage {
@@ -355,9 +490,36 @@ impl DiskConfig {
         }
     }
 
+    /// What it is to get of its datastore.
+    pub fn qos(&self) -> DiskQos {
+        DiskQos {
+            shares: self.shares,
+            limit_iops: self.limit_iops,
+            limit_mbps: self.limit_mbps,
+            reservation: self.reservation,
+            group: self.group.clone(),
+        }
+    }
+
+    /// The same disk, that is to get something else.
+    #[must_use]
+    pub fn with_qos(&self, qos: DiskQos) -> DiskConfig {
+        DiskConfig {
+            shares: qos.shares,
+            limit_iops: qos.limit_iops,
+            limit_mbps: qos.limit_mbps,
+            reservation: qos.reservation,
+            group: qos.group,
+            ..self.clone()
+        }
+    }
+
     /// Checks what types cannot say.
     pub fn check(&self) -> Done {
         let wrong = |what: &str| Err(Failure::Usage(format!("disk {}: {what}", self.id)));
+        if let Err(what) = self.qos().check() {
+            return wrong(&what);
+        }
         if self.num_queues == 0 || self.num_queues > 128 {
             return wrong("num_queues must be 1 to 128");
         }

@@ -8,6 +8,7 @@ use ferry_vhost::net::config::{Controls, Link, NetOptions, Offloads};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Done, Failure};
+use crate::limit::Limit;
 use crate::name::Name;
 
 /// Pairs of queues that a NIC may have here.
@@ -73,48 +74,6 @@ pub struct NicChange {
     pub limit_pps: Option<Limit>,
     /// Bits that its guest may send in a second.
     pub limit_bps: Option<Limit>,
-}
-
-/// So much in a second, or as much as it likes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// As much as it likes.
-    None,
-    /// So much.
-    To(u64),
-}
-
-impl Limit {
-    fn value(self) -> Option<u64> {
-        match self {
-            Limit::None => None,
-            Limit::To(most) => Some(most),
-        }
-    }
-
-    /// The same in units of which each is `unit` of these.
-    #[must_use]
-    pub fn times(self, unit: u64) -> Limit {
-        match self {
-            Limit::None => Limit::None,
-            Limit::To(most) => Limit::To(most.saturating_mul(unit)),
-        }
-    }
-}
-
-impl std::str::FromStr for Limit {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Limit, String> {
-        match text {
-            "none" => Ok(Limit::None),
-            _ => text
-                .parse()
-                .map(Limit::To)
-                .map_err(|_| "a limit is a whole number, or none".into()),
-        }
-    }
 }
 
 impl NicChange {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::{cell, show};
 use crate::control::Client;
 use crate::error::{Done, Failure};
+use crate::limit::Limit;
 use crate::name::Name;
-use crate::nic::{Limit, NicChange, NicConfig, SwitchConfig};
+use crate::nic::{NicChange, NicConfig, SwitchConfig};
 use crate::output;
 
 /// What may be done with NICs.

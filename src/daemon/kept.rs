@@ -1,5 +1,6 @@
-//! What was added while the daemon ran, kept for its next start: `disks/ID.json`, `nics/ID.json` and
-//! `switches/NAME.json` under the state directory.
+//! What was added or set while the daemon ran, kept for its next start: `disks/ID.json`,
+//! `nics/ID.json`, `switches/NAME.json`, `datastores/PATH.json` and `groups/NAME.json` under the state
+//! directory.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -12,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::DiskConfig;
 use crate::error::{Done, Failure};
 use crate::nic::{NicConfig, SwitchConfig};
+use crate::qos::datastore::DatastoreQos;
+use crate::qos::group::GroupConfig;
 
 /// Something that is kept.
 pub trait Keepable: Serialize + DeserializeOwned {
@@ -54,6 +57,49 @@ impl Keepable for NicConfig {
 impl Keepable for SwitchConfig {
     const KIND: &'static str = "switch";
     const DIR: &'static str = "switches";
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+/// What a datastore's file says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptDatastore {
+    pub path: PathBuf,
+    #[serde(default)]
+    pub qos: DatastoreQos,
+    /// The threshold that was found by trying, in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_ns: Option<u64>,
+}
+
+impl KeptDatastore {
+    /// One of which nothing is said yet.
+    pub fn plain(path: &Path) -> KeptDatastore {
+        KeptDatastore {
+            path: path.to_owned(),
+            qos: DatastoreQos::default(),
+            found_ns: None,
+        }
+    }
+}
+
+impl Keepable for KeptDatastore {
+    const KIND: &'static str = "datastore";
+    const DIR: &'static str = "datastores";
+
+    /// As sysfs writes such names.
+    fn name(&self) -> String {
+        let name = self.path.to_string_lossy().replace('/', "!");
+        name.trim_start_matches('!').to_owned()
+    }
+}
+
+impl Keepable for GroupConfig {
+    const KIND: &'static str = "group";
+    const DIR: &'static str = "groups";
 
     fn name(&self) -> String {
         self.name.to_string()
