@@ -23,7 +23,7 @@ use crate::daemon::Daemon;
 use crate::daemon::place::Place;
 use crate::error::{Done, Failure};
 use crate::escalation::watch::Watch;
-use crate::{output, workers};
+use crate::{doctor, output, workers};
 
 /// One disk, no configuration, no record: what QEMU's own storage daemon is used for.
 pub fn serve(arguments: &ServeArguments) -> Done {
@@ -173,6 +173,7 @@ pub fn daemon(config: &Path, until_eof: bool) -> Done {
         });
     }
     let config = Config::load(config)?;
+    doctor::warn(&config);
     let control_socket = config.control_socket();
     let daemon = Daemon::start(config)?;
     // First, as it finds out what is wrong with hooks and heartbeats; disks may come later.
