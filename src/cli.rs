@@ -1,7 +1,10 @@
 //! The command line.
 
+mod datastore;
 mod disk;
 mod follow;
+mod group;
+mod iostat;
 mod lease;
 mod migrate;
 mod nic;
@@ -18,8 +21,11 @@ use crate::control::Client;
 use crate::error::Done;
 use crate::spec::{DiskSpec, Usage};
 use crate::workers::Spin;
-use crate::{demo, images, output, serve};
+use crate::{demo, doctor, images, output, serve};
+use datastore::DatastoreCommand;
 use disk::DiskCommand;
+use group::GroupCommand;
+use iostat::IostatArguments;
 use lease::LeaseCommand;
 use migrate::MigrateCommand;
 use nic::{NicCommand, SwitchCommand};
@@ -66,6 +72,14 @@ enum Command {
     /// The daemon's disks.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Where disks live, and how what the storage can do is divided there.
+    #[command(subcommand)]
+    Datastore(DatastoreCommand),
+    /// Groups of disks, each under limits of its own.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// What disks do, and how long it takes: at the device, held back before it, and both.
+    Iostat(IostatArguments),
     /// The daemon's NICs.
     #[command(subcommand)]
     Nic(NicCommand),
@@ -86,6 +100,16 @@ enum Command {
     /// Who has the disks that hosts share.
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// What this host lacks, what of the configuration is against good practice, and what to do. Needs
+    /// no daemon.
+    ///
+    /// Exit status: 0 when there is nothing but warnings, 1 when something makes serving impossible.
+    #[command(verbatim_doc_comment)]
+    Doctor {
+        /// The configuration; /etc/ferry/ferry.toml unless given, if it is there.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Two daemons, a verified load, a move there and back, and a verdict. Needs no root.
     Demo(demo::DemoArguments),
 }
@@ -131,6 +155,10 @@ pub fn run(arguments: Arguments) -> Done {
         Command::Disk(DiskCommand::Clone(arguments)) => images::clone(&arguments),
         Command::Disk(DiskCommand::Create(arguments)) => images::create(&arguments),
         Command::Disk(command) => disk::run(command, &mut client()?),
+        Command::Datastore(command) => datastore::run(command, &mut client()?),
+        Command::Group(command) => group::run(command, &mut client()?),
+        Command::Iostat(arguments) => iostat::run(&arguments, &mut client()?),
+        Command::Doctor { config } => doctor::run(config.as_deref()),
         Command::Nic(command) => nic::run(command, &mut client()?),
         Command::Switch(command) => nic::run_switch(command, &mut client()?),
         Command::Worker(WorkerCommand::List) => worker::list(&mut client()?),

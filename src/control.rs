@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ferry_migration::ids::{DaemonId, DiskId};
@@ -21,6 +21,7 @@ use crate::files::{self, Receiver};
 use crate::migrate::nics::{self, MoveNic};
 use crate::migrate::{MachineRequest, MoveDisks};
 use crate::name::Name;
+use crate::qos::datastore::DatastoreQos;
 use crate::workers;
 
 /// Longest request taken, in bytes.
@@ -60,6 +61,19 @@ struct OneNic {
 #[derive(Deserialize)]
 struct OneSwitch {
     name: Name,
+}
+
+#[derive(Deserialize)]
+struct OneGroup {
+    name: Name,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SomeDisks {
+    /// None for all.
+    #[serde(default)]
+    ids: Vec<DiskId>,
 }
 
 #[derive(Deserialize)]
@@ -182,6 +196,16 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
             let disk: ResizeDisk = take(parameters)?;
             daemon.resize_disk(&disk.id, disk.bytes)
         }
+        "disk.set" => daemon.set_disk(&take(parameters)?),
+        "datastore.list" => Ok(daemon.datastore_lines()),
+        "datastore.set" => {
+            let (path, qos) = datastore_change(parameters)?;
+            daemon.set_datastore(&path, &qos)
+        }
+        "group.list" => Ok(daemon.group_lines()),
+        "group.set" => daemon.set_group(&take(parameters)?),
+        "group.remove" => daemon.remove_group(&take::<OneGroup>(parameters)?.name),
+        "iostat" => daemon.iostat(&take::<SomeDisks>(parameters)?.ids),
         "nic.set" => daemon.set_nic(&take(parameters)?),
         "nic.list" => Ok(daemon.nic_lines()),
         "nic.remove" => daemon.remove_nic(&take::<OneNic>(parameters)?.id),
@@ -242,6 +266,15 @@ fn dispatch(daemon: &Arc<Daemon>, method: &str, parameters: Value) -> Done<Value
     }
 }
 
+/// The datastore, and beside it what is to be changed.
+fn datastore_change(mut parameters: Value) -> Done<(PathBuf, DatastoreQos)> {
+    let path = parameters
+        .as_object_mut()
+        .and_then(|it| it.remove("path"))
+        .unwrap_or_default();
+    Ok((take(path)?, take(parameters)?))
+}
+
 /// Runs a machine's hook as if something had happened.
 fn try_hook(daemon: &Daemon, trial: TryHook) -> Done<Value> {
     let TryHook { name: vm, event } = trial;
@@ -282,7 +315,16 @@ fn try_hook(daemon: &Daemon, trial: TryHook) -> Done<Value> {
 
 /// What commands have changed is told as events.
 fn note_command(daemon: &Daemon, method: &str, parameters: &Value) {
-    let changes = matches!(method, "disk.add" | "disk.remove" | "disk.resize");
+    let changes = matches!(
+        method,
+        "disk.add"
+            | "disk.remove"
+            | "disk.resize"
+            | "disk.set"
+            | "datastore.set"
+            | "group.set"
+            | "group.remove"
+    );
     if !changes && (!method.starts_with("migrate.") || method == "migrate.status") {
         return;
     }
@@ -295,7 +337,14 @@ fn note_command(daemon: &Daemon, method: &str, parameters: &Value) {
         disk: disk.as_ref(),
     };
     let to = parameters["to"].as_str().map(|to| format!(" to {to}"));
-    let text = format!("{method}{}", to.unwrap_or_default());
+    let named = ["path", "name"].map(|key| parameters[key].as_str());
+    let whose = match (method.split_once('.'), named) {
+        (Some(("datastore", _)), [Some(name), _]) | (Some(("group", _)), [_, Some(name)]) => {
+            format!(" {name}")
+        }
+        _ => String::new(),
+    };
+    let text = format!("{method}{whose}{}", to.unwrap_or_default());
     daemon.events.note(What::Command, about, text);
 }
 

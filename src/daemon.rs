@@ -8,7 +8,7 @@ mod datastore;
 pub mod disks;
 mod fence;
 mod host;
-mod kept;
+pub mod kept;
 mod nics;
 mod open;
 mod order;
@@ -16,6 +16,7 @@ pub mod place;
 mod remove;
 mod resize;
 mod shared;
+mod sioc;
 mod taken;
 
 use std::collections::BTreeMap;
@@ -37,10 +38,12 @@ use crate::events::{About, Events, What};
 use crate::migrate::Migrations;
 use crate::workers;
 use add::Origin;
+pub use add::group_id;
 use datastore::Datastores;
 use disks::Served;
 use kept::Kept;
 use nics::Nics;
+use sioc::Sioc;
 use taken::Taken;
 
 /// A running daemon.
@@ -49,6 +52,7 @@ pub struct Daemon {
     pub id: DaemonId,
     pub migrations: Migrations,
     datastores: Datastores,
+    sioc: Sioc,
     /// What happened lately.
     pub events: Events,
     /// How the machines are.
@@ -77,11 +81,13 @@ impl Daemon {
         }
         let id = lease::owner_id(&config.state_dir)?;
         let workers = workers::start(config.workers, config.spin_us)?;
+        let sioc = Sioc::new(&config);
         Ok(Arc::new_cyclic(|own| Daemon {
             config,
             id,
             migrations: Migrations::default(),
             datastores: Datastores::default(),
+            sioc,
             events: Events::default(),
             escalation: Escalation::default(),
             hooks: Hooks::new(own.clone()),
@@ -185,6 +191,7 @@ impl Daemon {
         self.escalation.stop();
         self.migrations.stop();
         self.nics.stop();
+        self.sioc.stop();
         let disks = std::mem::take(&mut *self.disks());
         drop(disks);
         self.datastores.stop();

@@ -38,11 +38,30 @@ pub enum What {
     Hook,
     /// A hook failed.
     HookFailed,
+    /// A datastore's latency is above its threshold.
+    CongestionBegun,
+    /// It is well below it again.
+    CongestionEnded,
+    /// Something loads a datastore that Ferry does not steer.
+    UnmanagedFound,
+    /// It is gone.
+    UnmanagedGone,
+    /// Blocks of a datastore's statistics file are not used.
+    StatisticsIgnored,
+    /// A threshold was found by trying.
+    ThresholdFound,
 }
 
 impl What {
     fn is_bad(self) -> bool {
-        matches!(self, What::DiskRefused | What::Fault | What::HookFailed)
+        matches!(
+            self,
+            What::DiskRefused
+                | What::Fault
+                | What::HookFailed
+                | What::UnmanagedFound
+                | What::StatisticsIgnored
+        )
     }
 
     fn name(self) -> String {

@@ -11,6 +11,7 @@ use crate::config::{DiskConfig, InflightMode};
 use crate::control::Client;
 use crate::error::Done;
 use crate::images::{CloneArguments, CreateArguments};
+use crate::qos::disk::{DiskChange, DiskQos};
 use crate::spec::{DiskSpec, Usage, parse_size};
 use crate::{output, serve};
 
@@ -47,7 +48,11 @@ pub enum DiskCommand {
         /// What is at the path is a copy of a disk, and a disk of its own from now on.
         #[arg(long, conflicts_with = "incoming")]
         new_identity: bool,
+        #[command(flatten)]
+        qos: DiskQos,
     },
+    /// Change what a disk gets of its datastore, while its guest runs. What is not given stays.
+    Set(DiskChange),
     /// Make a thin disk that reads as a base and keeps its own writes. Needs no daemon.
     Clone(CloneArguments),
     /// Make an image that reads as zeroes and takes no space yet. Needs no daemon.
@@ -83,12 +88,11 @@ pub fn run(command: DiskCommand, client: &mut Client) -> Done {
             size,
             inflight,
             new_identity,
+            qos,
         } => {
             // The daemon has a working directory of its own.
             let (path, socket_path) = (absolute(path)?, socket_path.map(std::path::absolute));
             let config = DiskConfig {
-                id,
-                path,
                 socket_path: socket_path.transpose()?,
                 num_queues,
                 read_only: usage.read_only,
@@ -99,6 +103,7 @@ pub fn run(command: DiskCommand, client: &mut Client) -> Done {
                 size,
                 inflight,
                 new_identity,
+                ..DiskConfig::plain(id, path).with_qos(qos)
             };
             config.check()?;
             let line = client.call("disk.add", serde_json::to_value(&config)?)?;
@@ -111,6 +116,11 @@ pub fn run(command: DiskCommand, client: &mut Client) -> Done {
                     lines.join(" \\\n  ")
                 )
             });
+        }
+        DiskCommand::Set(change) => {
+            change.check()?;
+            let line = client.call("disk.set", serde_json::to_value(&change)?)?;
+            show(&line, |line| said(&change, line));
         }
         DiskCommand::Clone(_) | DiskCommand::Create(_) => unreachable!("no daemon is asked"),
         DiskCommand::List => show(&client.call("disk.list", json!({}))?, table),
@@ -131,6 +141,32 @@ pub fn run(command: DiskCommand, client: &mut Client) -> Done {
         }
     }
     Ok(())
+}
+
+/// What was set, for how long, and what else is needed for it to count.
+fn said(change: &DiskChange, line: &Value) -> String {
+    let id = &change.id;
+    let mut text = if line["lasting"] == true {
+        format!("disk {id} is set so, also after a restart")
+    } else {
+        format!(
+            "disk {id} is set so until the daemon starts again; it is in the daemon's configuration: \
+             change it there as well"
+        )
+    };
+    let counts_when_on = change.shares.is_some() || change.reservation.is_some();
+    if counts_when_on && line["sioc"] != "on" {
+        text += &match line["datastore"].as_str() {
+            Some(path) => format!(
+                "\nshares and reservations count where I/O control is on: ferry datastore set {path} \
+                 --sioc on"
+            ),
+            None => {
+                "\nshares and reservations count on a datastore, and the disk is on none".into()
+            }
+        };
+    }
+    text
 }
 
 fn absolute(spec: DiskSpec) -> Done<DiskSpec> {

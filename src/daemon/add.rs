@@ -78,6 +78,9 @@ impl Daemon {
             .socket_path
             .clone()
             .unwrap_or_else(|| self.socket_of(&id));
+        if let Some(group) = config.group.as_ref().filter(|_| !origin.is_start()) {
+            self.sioc.has_group(&id, group)?;
+        }
         let mut reservation = self.reserve(&id, place.as_ref(), &socket)?;
         let (opened, shared) = if config.shared {
             let opened = self.open_shared(&config, place.as_ref(), origin)?;
@@ -118,7 +121,11 @@ impl Daemon {
             // Until there is a lease.
             served.device.disk().suspend(true)?;
         }
-        if let Err(error) = self.bring_up(&served, opened.restart, origin) {
+        let brought_up = self
+            .control(&served)
+            .and_then(|()| self.bring_up(&served, opened.restart, origin));
+        if let Err(error) = brought_up {
+            self.uncontrol(&served);
             // What goes on by itself holds the image: a question to the peer, or a hook that waits
             // for the first request.
             self.migrations.forget(&id);
@@ -149,7 +156,7 @@ impl Daemon {
             return Ok(());
         }
         let kept = Kept {
-            disk: served.config.clone(),
+            disk: served.config_now(),
             unannounced: origin.is_unannounced(),
         };
         kept::store(&self.config.state_dir, &kept).inspect_err(|_| served.hang_up())
@@ -234,7 +241,7 @@ impl Daemon {
 }
 
 /// A group's number, by /etc/group.
-fn group_id(name: &str) -> Option<u32> {
+pub fn group_id(name: &str) -> Option<u32> {
     let text = std::fs::read_to_string("/etc/group").ok()?;
     text.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -83,11 +83,7 @@ impl Datastores {
     /// The datastore that an image is on; its lease is taken when the first asks.
     pub fn of(&self, daemon: &Daemon, image: &Path) -> Done<Arc<Datastore>> {
         let dir = image.parent().unwrap_or(Path::new("/"));
-        let named = daemon.config.datastores.iter().find(|it| {
-            let root = std::fs::canonicalize(&it.path).unwrap_or_else(|_| it.path.clone());
-            dir.starts_with(root)
-        });
-        let settings = match named {
+        let settings = match daemon.config.datastore_of(dir) {
             Some(settings) => DatastoreConfig {
                 path: dir.to_owned(),
                 ..settings.clone()

@@ -18,7 +18,9 @@ use ferry_vhost::session::Listening;
 use serde_json::{Value, json};
 
 use super::shared::SharedImage;
+use super::sioc::Controlled;
 use crate::config::DiskConfig;
+use crate::qos::disk::DiskQos;
 
 /// A copy that arrives.
 pub struct Arrival {
@@ -30,6 +32,10 @@ pub struct Arrival {
 /// A disk of this daemon, served or not.
 pub struct Served {
     pub config: DiskConfig,
+    /// What it is to get of its datastore: at first what `config` says.
+    qos: Mutex<DiskQos>,
+    /// Where that is enforced, once it is taken up.
+    controlled: Mutex<Option<Controlled>>,
     pub socket: PathBuf,
     pub device: Arc<BlkDevice>,
     pub ownership: Arc<Ownership>,
@@ -59,6 +65,8 @@ impl Served {
         shared: Option<Arc<SharedImage>>,
     ) -> Served {
         Served {
+            qos: Mutex::new(config.qos()),
+            controlled: Mutex::new(None),
             config,
             socket,
             device,
@@ -74,6 +82,23 @@ impl Served {
 
     fn listening(&self) -> MutexGuard<'_, Option<Listening>> {
         self.listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it is to get of its datastore. Its lock is held by whoever changes that.
+    pub fn qos(&self) -> MutexGuard<'_, DiskQos> {
+        self.qos.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its configuration as it is by now.
+    pub fn config_now(&self) -> DiskConfig {
+        self.config.with_qos(self.qos().clone())
+    }
+
+    /// The datastore that it is on, and its control there.
+    pub fn controlled(&self) -> MutexGuard<'_, Option<Controlled>> {
+        self.controlled
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,7 +234,9 @@ impl Served {
             .map(|placed| json!({ "queue": placed.queue, "worker": placed.worker }))
             .collect();
         let state = self.ownership.state();
-        json!({
+        let qos = self.qos().clone();
+        let home = self.controlled().as_ref().map(|it| it.datastore.home());
+        let mut line = json!({
             "id": self.config.id,
             "path": self.config.path,
             "socket": self.socket,
@@ -230,7 +257,17 @@ impl Served {
             "read_bytes": totals.read_bytes,
             "written_bytes": totals.written_bytes,
             "errors": totals.errors,
-        })
+            "shares": qos.shares(),
+            "limit_iops": qos.limit_iops,
+            "limit_mbps": qos.limit_mbps,
+            "reservation": qos.reservation,
+            "group": qos.group,
+        });
+        if let Some((path, sioc)) = home.flatten() {
+            line["datastore"] = json!(path);
+            line["sioc"] = json!(sioc);
+        }
+        line
     }
 }
 
@@ -309,8 +346,6 @@ mod tests {
     use ferry_vhost::blk::device::BlkOptions;
     use uuid::Uuid;
 
-    use crate::spec::CacheMode;
-
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -329,20 +364,8 @@ mod tests {
         ownership
             .apply(Event::ActivatedThere { migration, epoch })
             .unwrap();
-        let config = DiskConfig {
-            id: "d".parse().unwrap(),
-            path: path.display().to_string().parse().unwrap(),
-            socket_path: None,
-            num_queues: 1,
-            read_only: false,
-            cache: CacheMode::None,
-            pin_guest_memory: false,
-            incoming: false,
-            shared: false,
-            size: None,
-            inflight: Default::default(),
-            new_identity: false,
-        };
+        let spec = path.display().to_string().parse().unwrap();
+        let config = DiskConfig::plain("d".parse().unwrap(), spec);
         let backend = config.path.backend(
             Store::Image(Image::create(path, MIB).unwrap().into()),
             config.usage(),

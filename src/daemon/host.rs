@@ -24,10 +24,9 @@ use super::add::Origin;
 use super::disks::{Arrival, Served, SetAside};
 use super::place::follow;
 use super::shared::SharedImage;
-use crate::config::{DiskConfig, InflightMode};
+use crate::config::DiskConfig;
 use crate::name::Name;
 use crate::qmp;
-use crate::spec::CacheMode;
 
 impl Daemon {
     /// The device that a disk is to arrive at; made now if disks may come unannounced.
@@ -45,18 +44,10 @@ impl Daemon {
         };
         let path = unannounced_path(dir, id).display().to_string();
         let config = DiskConfig {
-            id: id.clone(),
-            path: path.parse()?,
-            socket_path: None,
             num_queues: hello.shape.num_queues,
-            read_only: false,
-            cache: CacheMode::None,
-            pin_guest_memory: false,
             incoming: true,
-            shared: false,
             size: Some(hello.shape.capacity_bytes),
-            inflight: InflightMode::default(),
-            new_identity: false,
+            ..DiskConfig::plain(id.clone(), path.parse()?)
         };
         self.add_disk_from(config, Origin::Peer)
             .map_err(|error| error.to_string())

@@ -66,6 +66,7 @@ impl Daemon {
             tracing::error!(disk = %id, %error, "a removed disk could not be held");
         }
         served.hang_up();
+        self.uncontrol(served);
         served.device.forget_in_flight();
         self.migrations.forget(id);
         if let Err(error) = served.drop_image() {
