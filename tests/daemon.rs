@@ -34,6 +34,8 @@ mod resume;
 mod rig;
 #[path = "daemon/shared.rs"]
 mod shared;
+#[path = "daemon/sioc.rs"]
+mod sioc;
 #[path = "daemon/thin.rs"]
 mod thin;
 #[path = "daemon/together.rs"]
