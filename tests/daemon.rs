@@ -10,6 +10,8 @@
 mod adding;
 #[path = "daemon/churn.rs"]
 mod churn;
+#[path = "daemon/congestion.rs"]
+mod congestion;
 #[path = "daemon/crashes.rs"]
 mod crashes;
 #[path = "daemon/escalation.rs"]
