@@ -131,6 +131,13 @@ impl Slot {
         self.request.offset_bytes..self.request.offset_bytes + self.request.len_bytes
     }
 
+    /// It goes to the device as soon as it was popped.
+    pub fn goes(&mut self, now_ns: u64, cost: Cost) {
+        self.cost = cost;
+        self.at_device = true;
+        (self.popped_ns, self.began_ns) = (now_ns, now_ns);
+    }
+
     /// The range the request changes, rounded out to blocks.
     pub fn changed_range(&self, block_bytes: u32) -> std::ops::Range<u64> {
         let block = u64::from(block_bytes);

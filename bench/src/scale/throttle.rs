@@ -1,6 +1,6 @@
 //! What Storage I/O Control takes of a request, with many disks on the worker.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -19,11 +19,15 @@ const DEPTH: u16 = 128;
 /// One side of the comparison.
 #[derive(Debug, Serialize)]
 pub struct Side {
-    /// What is different.
+    /// `counted`: no more than that; `scheduled`: through limits and scheduler.
     pub name: &'static str,
-    /// 4 KiB reads a second of the busy disk.
+    /// What it is compared with: `base`, another build, or `counted`.
+    pub against: &'static str,
+    /// 4 KiB reads a second of the busy disk there.
+    pub against_iops: Spread,
+    /// The same here.
     pub iops: Spread,
-    /// What it costs of the first side's, in percent, by pairs.
+    /// What it costs, in percent, by pairs.
     pub cost_percent: Spread,
     /// The same for each request, in nanoseconds.
     pub cost_ns: Spread,
@@ -36,7 +40,7 @@ pub struct Throttled {
     pub disks: usize,
     /// Alternations.
     pub rounds: usize,
-    /// The first one is what the others are compared with.
+    /// What was compared.
     pub sides: Vec<Side>,
 }
 
@@ -80,37 +84,52 @@ impl Running {
 }
 
 pub(super) fn measure(plan: &ScalePlan, cores: Cores) -> Result<Throttled, BenchError> {
-    let base: Option<&PathBuf> = plan.base.as_ref();
-    let mut sides = Vec::new();
-    if let Some(base) = base {
-        sides.push(Running::start("base", base, plan, cores, "")?);
-    }
-    sides.push(Running::start("counted", &plan.server, plan, cores, "")?);
-    sides.push(Running::start("scheduled", &plan.server, plan, cores, FAR)?);
-    let mut iops = vec![Vec::new(); sides.len()];
-    for round in 0..plan.rounds {
-        for turn in 0..sides.len() {
-            let side = (round + turn) % sides.len(); // who goes first changes
-            let socket = sides[side].server.socket(0);
-            let report = load(socket, plan.duration, (DEPTH, 1, 4096), super::idle::ALWAYS)?;
-            iops[side].push(report.iops);
-        }
-    }
-    let first = iops[0].clone();
-    let compared = |of: &[f64], cost: fn(f64, f64) -> f64| {
-        Spread::of_some(first.iter().zip(of).map(|(&a, &b)| cost(a, b)).collect())
+    let program = plan.server.as_path();
+    let counted = ("counted", program, "");
+    let scheduled = ("scheduled", program, FAR);
+    let (first, others) = match &plan.base {
+        Some(base) => (("base", base.as_path(), ""), vec![counted, scheduled]),
+        None => (counted, vec![scheduled]),
     };
-    let sides = sides.iter().zip(&iops).map(|(side, rates)| Side {
-        name: side.name,
-        iops: Spread::of_some(rates.clone()),
-        cost_percent: compared(rates, |a, b| (1.0 - b / a) * 100.0),
-        cost_ns: compared(rates, |a, b| 1e9 / b - 1e9 / a),
-    });
+    // Two at a time: each idle disk takes descriptors of this process.
+    let start = |(name, program, each)| Running::start(name, program, plan, cores, each);
+    let first = start(first)?;
+    let mut sides = Vec::new();
+    for other in others {
+        let other = start(other)?;
+        let mut iops = [Vec::new(), Vec::new()];
+        for round in 0..plan.rounds {
+            for turn in 0..2 {
+                let at = (round + turn) % 2; // who goes first changes
+                let socket = [&first, &other][at].server.socket(0);
+                let report = load(socket, plan.duration, (DEPTH, 1, 4096), super::idle::ALWAYS)?;
+                iops[at].push(report.iops);
+            }
+        }
+        sides.push(Side::of(first.name, other.name, &iops));
+    }
     Ok(Throttled {
         disks: plan.disks,
         rounds: plan.rounds,
-        sides: sides.collect(),
+        sides,
     })
+}
+
+impl Side {
+    fn of(first: &'static str, name: &'static str, iops: &[Vec<f64>; 2]) -> Side {
+        let compared = |cost: fn(f64, f64) -> f64| {
+            let pairs = iops[0].iter().zip(&iops[1]);
+            Spread::of_some(pairs.map(|(&a, &b)| cost(a, b)).collect())
+        };
+        Side {
+            name,
+            against: first,
+            against_iops: Spread::of_some(iops[0].clone()),
+            iops: Spread::of_some(iops[1].clone()),
+            cost_percent: compared(|a, b| (1.0 - b / a) * 100.0),
+            cost_ns: compared(|a, b| 1e9 / b - 1e9 / a),
+        }
+    }
 }
 
 impl Throttled {
@@ -122,8 +141,13 @@ impl Throttled {
         )];
         lines.extend(self.sides.iter().map(|side| {
             format!(
-                "  {}: {} IOPS; costs {} ns a request, {} %",
-                side.name, side.iops, side.cost_ns, side.cost_percent
+                "  {} against {}: {} IOPS against {}; costs {} ns a request, {} %",
+                side.name,
+                side.against,
+                side.iops,
+                side.against_iops,
+                side.cost_ns,
+                side.cost_percent
             )
         }));
         lines

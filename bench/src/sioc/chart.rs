@@ -29,7 +29,7 @@ fn world(control: Option<Control>) -> World {
         let depth = if greedy { 256 } else { 32 };
         let mut disk = ClientSpec::disk(at / 2, shares, depth).named(name);
         if greedy {
-            disk.on = vec![20 * SECOND..60 * SECOND];
+            disk.on.push(20 * SECOND..60 * SECOND);
         }
         disk
     };

@@ -170,6 +170,27 @@ impl Scheduler {
         }
     }
 
+    /// Whether a request of a client that offers nothing may go without being offered: nobody waits for
+    /// the window, and it has room. It is counted then as one that was.
+    pub fn goes_at_once(&mut self, now_ns: u64, client: Client, cost: Cost) -> bool {
+        if self.is_short() || !self.window.allows(now_ns, cost) {
+            return false;
+        }
+        if !self.window.is_open() {
+            let virtual_now = self.virtual_now;
+            let state = &mut self.clients[client as usize];
+            let credit = IDLE_CREDIT / state.weight;
+            state.p = state.p.max(virtual_now - credit).max(0.0);
+            self.virtual_now = virtual_now.max(state.p);
+            state.p += f64::from(cost) / f64::from(COST_ONE) / state.weight;
+        }
+        self.window.begin(now_ns, cost);
+        if self.virtual_now > REBASE {
+            self.rebase();
+        }
+        true
+    }
+
     fn make_ready(&mut self, client: Client) {
         let state = &self.clients[client as usize];
         self.ready.put(client, key(state.p));

@@ -64,17 +64,19 @@ impl Window {
         self.settle(now_ns);
         if slots.is_infinite() || self.is_open() {
             self.account = 0.0;
+            self.at_ns = self.at_ns.max(now_ns);
         }
         self.slots = slots;
     }
 
     fn settle(&mut self, now_ns: u64) {
-        if !self.is_open() {
-            #[allow(clippy::cast_precision_loss)]
-            let elapsed = now_ns.saturating_sub(self.at_ns) as f64;
-            let gained = (self.slots - slots_of(self.in_flight)) * elapsed;
-            self.account = (self.account + gained).clamp(BEHIND, AHEAD);
+        if self.is_open() {
+            return; // nothing is accounted for
         }
+        #[allow(clippy::cast_precision_loss)]
+        let elapsed = now_ns.saturating_sub(self.at_ns) as f64;
+        let gained = (self.slots - slots_of(self.in_flight)) * elapsed;
+        self.account = (self.account + gained).clamp(BEHIND, AHEAD);
         self.at_ns = self.at_ns.max(now_ns);
     }
 

@@ -338,7 +338,7 @@ impl Core {
         if slot.request.op.changes() {
             self.landed(lane_id, id);
         }
-        if of(&self.lanes, lane_id).backend.delay_ns == 0 {
+        if self.slots.get(id).at_device && of(&self.lanes, lane_id).backend.delay_ns == 0 {
             self.device_ended(id);
         }
         let slot = self.slots.get(id);

@@ -9,8 +9,8 @@ use crossbeam_channel::Sender;
 
 use super::flush::{FlushQueue, Flushes};
 use super::throttle::LaneQos;
-use crate::backend::Backend;
 use crate::backend::delay::DelayLine;
+use crate::backend::{Backend, Store};
 use crate::lifecycle::WriteTap;
 use crate::limits::{SECTOR_BYTES, SLOTS_PER_WORKER};
 use crate::metrics::Counters;
@@ -70,6 +70,8 @@ pub(crate) struct RangeLock {
 pub(crate) struct Lane {
     pub backend: Backend,
     pub block_bytes: u32,
+    /// Reads and writes end within the call.
+    pub instant: bool,
     /// The backend's file, as its requests name it on this worker's ring.
     pub target: Option<Target>,
     pub gate: Gate,
@@ -122,6 +124,7 @@ impl Lane {
         let mut lane = Lane {
             backend,
             block_bytes,
+            instant: false,
             target: None,
             gate,
             queues: Vec::new(),
@@ -156,8 +159,11 @@ impl Lane {
         self.flushes.forgive();
     }
 
-    /// Takes the memory that requests may come to need, so that none is allocated for them.
+    /// Takes the memory that requests may come to need, so that none is allocated for them, and notes how
+    /// they end.
     fn reserve(&mut self) {
+        let null = matches!(self.backend.store, Store::Null { .. });
+        self.instant = self.backend.delay_ns == 0 && (null || self.backend.mapping().is_some());
         if u64::from(self.block_bytes) > SECTOR_BYTES {
             self.reserve_tracking();
         }

@@ -54,6 +54,9 @@ pub(crate) struct LaneQos {
     group: Option<Arc<Group>>,
     /// It, or its group, has a limit.
     limited: bool,
+    /// Nothing is held back: it has no limit, and the window is open.
+    free: bool,
+    model: CostModel,
     limits_seen: u64,
     leases: [Lease; 4],
     waiting: SlotList,
@@ -62,7 +65,10 @@ pub(crate) struct LaneQos {
     in_flight_cost: u64,
     /// Its queues are not polled until less is held.
     parked: bool,
-    /// Reads and writes that ended within the call, not yet counted: at the device, and to the guest.
+    /// Reads and writes that ended within the call, not yet counted: those that did nothing else, those at
+    /// the device, and those that went to their guest.
+    whole: u32,
+    whole_cost: u64,
     instant: u32,
     instant_cost: u64,
     instant_guest: u32,
@@ -96,6 +102,12 @@ impl LaneQos {
         use std::sync::atomic::Ordering::Relaxed;
         self.meter.waiting.store(self.waiting_cost, Relaxed);
         self.meter.held.store(self.held as u64, Relaxed);
+    }
+
+    /// A read or a write goes to the device.
+    fn begins(&mut self, cost: Cost) {
+        self.in_flight_cost += u64::from(cost);
+        self.tell_in_flight();
     }
 
     fn tell_in_flight(&self) {
@@ -137,6 +149,8 @@ impl Core {
             control,
             group: None,
             limited: false,
+            free: false,
+            model: CostModel::Size,
             limits_seen: 0,
             leases: Default::default(),
             waiting: SlotList::default(),
@@ -144,6 +158,8 @@ impl Core {
             waiting_cost: 0,
             in_flight_cost: 0,
             parked: false,
+            whole: 0,
+            whole_cost: 0,
             instant: 0,
             instant_cost: 0,
             instant_guest: 0,
@@ -211,46 +227,71 @@ impl Core {
         let Some(qos) = lane.qos.as_mut() else {
             return self.enter(id);
         };
-        let throttle = self.throttles[qos.throttle as usize]
-            .as_mut()
-            .expect("a lane's datastore stays");
         let (op, len_bytes) = (slot.request.op, slot.request.len_bytes);
         let sized = matches!(op, Op::Read | Op::Write);
-        if sized {
-            slot.cost = throttle.model.cost(op, len_bytes);
-            (slot.popped_ns, slot.began_ns) = (now_ns, now_ns);
-        }
-        let open = throttle.scheduler.window().is_open() || !sized;
-        if open && !qos.limited && qos.held == 0 {
-            if sized {
-                slot.at_device = true;
-                qos.in_flight_cost += u64::from(slot.cost);
-                qos.tell_in_flight();
-                throttle.scheduler.pass(now_ns, slot.cost);
+        let cost = qos.model.cost(op, len_bytes);
+        if qos.held == 0 && (qos.free || !(sized || qos.limited)) {
+            if sized && lane.instant && !lane.tracking {
+                // It ends within the call: there is nothing to watch.
+                qos.whole += 1;
+                qos.whole_cost += u64::from(cost);
+            } else if sized {
+                slot.goes(now_ns, cost);
+                qos.begins(cost);
+                self.throttles[qos.throttle as usize]
+                    .as_mut()
+                    .expect("a lane's datastore stays")
+                    .scheduler
+                    .pass(now_ns, cost);
             }
             return self.enter(id);
         }
-        let leaving = self.queues[slot.queue as usize]
-            .as_ref()
-            .is_some_and(|entry| entry.leaving.is_some());
+        let mut booked_ns = None;
+        if qos.held == 0 && sized {
+            let at_ns = qos.book(now_ns, cost, len_bytes);
+            let scheduler = &mut self.throttles[qos.throttle as usize]
+                .as_mut()
+                .expect("a lane's datastore stays")
+                .scheduler;
+            if at_ns <= now_ns && scheduler.goes_at_once(now_ns, qos.client, cost) {
+                slot.goes(now_ns, cost);
+                qos.begins(cost);
+                return self.enter(id);
+            }
+            booked_ns = Some(at_ns);
+        }
+        if sized {
+            slot.cost = cost;
+            slot.popped_ns = now_ns;
+        }
+        self.hold_back(id, cost, booked_ns);
+    }
+
+    /// Puts a request at the end of its disk's list. `booked_ns`: what its limit said, if it was asked.
+    fn hold_back(&mut self, id: u32, cost: Cost, booked_ns: Option<u64>) {
+        let slot = self.slots.get(id);
+        let (lane_id, queue) = (slot.lane, slot.queue as usize);
+        let queue = self.queues[queue].as_ref();
+        let leaving = queue.is_some_and(|entry| entry.leaving.is_some());
+        let lane = of_mut(&mut self.lanes, lane_id);
+        let passes = leaving || !lane.drains.is_empty();
+        let Some(qos) = lane.qos.as_mut() else { return };
         let first = qos.held == 0;
-        let cost = throttle.model.cost(op, len_bytes);
         self.slots.append(&mut qos.waiting, id);
         qos.held += 1;
         qos.waiting_cost += u64::from(cost);
         qos.tell_held();
-        let passes = leaving || !lane.drains.is_empty();
-        let lane_id = self.slots.get(id).lane;
         if first {
-            self.offer_first(lane_id);
+            self.offer_first(lane_id, booked_ns);
         }
         if passes {
             self.let_pass(lane_id);
         }
     }
 
-    /// Tells the scheduler of a disk's oldest request, which has just come to be that.
-    fn offer_first(&mut self, lane_id: u32) {
+    /// Tells the scheduler of a disk's oldest request, which has just come to be that; `booked_ns` if its
+    /// limit was asked already.
+    fn offer_first(&mut self, lane_id: u32, booked_ns: Option<u64>) {
         let now_ns = self.now_ns;
         let qos = of_mut(&mut self.lanes, lane_id).qos.as_mut();
         let Some(qos) = qos else { return };
@@ -262,7 +303,7 @@ impl Core {
             .expect("a lane's datastore stays");
         let request = &self.slots.get(id).request;
         let cost = throttle.model.cost(request.op, request.len_bytes);
-        let eligible_ns = qos.book(now_ns, cost, request.len_bytes);
+        let eligible_ns = booked_ns.unwrap_or_else(|| qos.book(now_ns, cost, request.len_bytes));
         let head = Head { cost, eligible_ns };
         throttle.scheduler.offer(now_ns, qos.client, head);
         throttle.due = true;
@@ -327,7 +368,7 @@ impl Core {
             let cost = throttle.model.cost(request.op, request.len_bytes);
             throttle.scheduler.done(self.now_ns, cost);
         }
-        self.offer_first(lane_id);
+        self.offer_first(lane_id, None);
         self.enter(id);
         self.count_instants(lane_id);
         self.unpark(lane_id);
@@ -349,11 +390,10 @@ impl Core {
         qos.tell_held();
         if slot.cost > 0 {
             // What the scheduler was told of it.
-            slot.cost = cost;
-            slot.at_device = true;
-            slot.began_ns = now_ns;
-            qos.in_flight_cost += u64::from(cost);
-            qos.tell_in_flight();
+            let popped_ns = slot.popped_ns;
+            slot.goes(now_ns, cost);
+            slot.popped_ns = popped_ns;
+            qos.begins(cost);
         }
         Some(id)
     }
@@ -444,7 +484,7 @@ impl Core {
         let lane = self.lane(lane_id);
         let copied = lane.backend.mapping().is_some();
         let Some(qos) = lane.qos.as_mut() else { return };
-        if qos.instant == 0 && qos.instant_guest == 0 {
+        if qos.whole == 0 && qos.instant == 0 && qos.instant_guest == 0 {
             return;
         }
         let took_ns = if copied {
@@ -452,12 +492,13 @@ impl Core {
         } else {
             0
         };
-        let count = std::mem::take(&mut qos.instant);
+        let whole = std::mem::take(&mut qos.whole);
+        let count = whole + std::mem::take(&mut qos.instant);
         if count > 0 {
-            let cost = std::mem::take(&mut qos.instant_cost);
+            let cost = std::mem::take(&mut qos.instant_cost) + std::mem::take(&mut qos.whole_cost);
             qos.meter.ended(count, cost, took_ns, 0);
         }
-        let count = std::mem::take(&mut qos.instant_guest);
+        let count = whole + std::mem::take(&mut qos.instant_guest);
         if count > 0 {
             qos.meter.guest.count(took_ns, count);
         }
@@ -494,13 +535,16 @@ impl Core {
             throttle
                 .scheduler
                 .set_share(qos.client, weight, reservation);
+            qos.model = throttle.model;
             let limits = qos.control.limits_changed();
+            qos.free = !qos.limited && throttle.scheduler.window().is_open();
             if limits != qos.limits_seen || recounted {
                 qos.limits_seen = limits;
                 qos.group = qos.control.group();
                 qos.limited = qos.control.is_limited();
                 qos.leases = Default::default();
-                self.offer_first(lane_id);
+                qos.free = !qos.limited && throttle.scheduler.window().is_open();
+                self.offer_first(lane_id, None);
             }
         }
     }

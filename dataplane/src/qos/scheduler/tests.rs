@@ -258,3 +258,35 @@ fn a_share_is_not_saved_up() {
     let late = late.count();
     assert!((50..=55).contains(&late), "{late} of 100");
 }
+
+#[test]
+fn who_need_not_wait_passes_nobody() {
+    let mut scheduler = Scheduler::new();
+    let clients = [scheduler.add(), scheduler.add()];
+    scheduler.set_window(0, 2.0);
+    let head = Head {
+        cost: COST_ONE,
+        eligible_ns: 0,
+    };
+    assert!(scheduler.goes_at_once(0, clients[0], COST_ONE));
+    assert!(scheduler.goes_at_once(0, clients[0], COST_ONE));
+    assert!(
+        !scheduler.goes_at_once(0, clients[1], COST_ONE),
+        "it is full"
+    );
+    scheduler.offer(0, clients[1], head);
+    scheduler.done(1, COST_ONE);
+    assert!(
+        !scheduler.goes_at_once(1, clients[0], COST_ONE),
+        "one waits"
+    );
+    assert_eq!(scheduler.next(1), Next::Go(clients[1]));
+    // What went at once counts for shares as well.
+    scheduler.offer(1, clients[0], head);
+    scheduler.offer(1, clients[1], head);
+    scheduler.done(2, COST_ONE);
+    assert_eq!(scheduler.next(2), Next::Go(clients[1]));
+    scheduler.set_window(3, f64::INFINITY);
+    scheduler.withdraw(clients[0]);
+    assert!(scheduler.goes_at_once(3, clients[0], 1000 * COST_ONE));
+}
