@@ -1,6 +1,7 @@
 //! The chart for the documentation: four disks through a congestion, without control and with it.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use super::array::ArraySpec;
 use super::client::{ClientSpec, SECOND};
@@ -15,23 +16,27 @@ const TOP: [f64; 2] = [92.0, 312.0];
 const SECONDS: u64 = 90;
 const COLOURS: [&str; 4] = ["#009e73", "#56b4e9", "#e69f00", "#cc79a7"];
 
-/// The disks: name, shares, and depth before and in the congestion.
-const DISKS: [(&str, u32); 4] = [
-    ("4000 shares, depth 32", 4000),
-    ("2000 shares, depth 32", 2000),
-    ("1000 shares, depth 32", 1000),
-    ("1000 shares, depth 256 from 20 to 60 s", 1000),
-];
+/// The disks: shares and depth. The last one comes with the congestion, and goes.
+const DISKS: [(u32, u32); 4] = [(4000, 48), (2000, 32), (1000, 16), (1000, 256)];
+const FLOOD: Range<u64> = 20 * SECOND..60 * SECOND;
+
+fn name((shares, depth): (u32, u32)) -> String {
+    let when = if depth == 256 {
+        ", from 20 to 60 s"
+    } else {
+        ""
+    };
+    format!("{shares} shares, depth {depth}{when}")
+}
 
 fn world(control: Option<Control>) -> World {
-    let disk = |(at, (name, shares)): (usize, (&str, u32))| {
-        let greedy = at == 3;
-        let depth = if greedy { 256 } else { 32 };
-        let mut disk = ClientSpec::disk(at / 2, shares, depth).named(name);
-        if greedy {
-            disk.on.push(20 * SECOND..60 * SECOND);
+    let disk = |(at, (shares, depth)): (usize, (u32, u32))| {
+        let disk = ClientSpec::disk(at / 2, shares, depth);
+        if depth == 256 {
+            disk.during(FLOOD)
+        } else {
+            disk
         }
-        disk
     };
     let clients = DISKS.into_iter().enumerate().map(disk).collect();
     let spec = WorldSpec::new(ArraySpec::seeking(24, 4000.0), clients);
@@ -62,7 +67,7 @@ pub fn draw() -> String {
         ..Control::default()
     };
     let worlds = [world(None), world(Some(control))];
-    let height = TOP[1] + PANEL.1 + 50.0;
+    let height = TOP[1] + PANEL.1 + 30.0;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" \
          font-family=\"sans-serif\" font-size=\"11\">\n\
@@ -112,7 +117,7 @@ fn step(most: f64) -> f64 {
 
 fn legend(out: &mut String) {
     let mut x = 10.0;
-    for ((name, _), colour) in DISKS.into_iter().zip(COLOURS) {
+    for (name, colour) in DISKS.map(name).into_iter().zip(COLOURS) {
         let _ = writeln!(
             out,
             "<rect x=\"{x:.0}\" y=\"48\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\

@@ -79,6 +79,12 @@ impl ClientSpec {
         ClientSpec { name, ..self }
     }
 
+    /// With something to do in this time, and in other times that are said.
+    pub fn during(mut self, time_ns: Range<u64>) -> ClientSpec {
+        self.on.push(time_ns);
+        self
+    }
+
     /// Requests that it keeps under way in all.
     pub fn depth(&self) -> u32 {
         self.lanes.iter().map(|lane| lane.depth).sum()

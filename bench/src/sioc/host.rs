@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use ferry_dataplane::limits::HELD_PER_LANE;
 use ferry_dataplane::qos::pacer::{Lease, Pacer};
 use ferry_dataplane::qos::scheduler::{Client, Head, Next, Scheduler};
 use ferry_dataplane::qos::{COST_ONE, Cost, Policy};
@@ -27,10 +28,7 @@ pub(super) struct Lane {
     client: Client,
     leases: [Lease; 2],
     waiting: VecDeque<Request>,
-    /// Until when the head waits for a limit.
-    eligible_ns: u64,
-    /// What waits, and what is at the array.
-    waiting_cost: u64,
+    /// What is at the array.
     in_flight_cost: u64,
     /// What has ended.
     pub ios: u64,
@@ -54,6 +52,8 @@ pub(super) struct Host {
     /// When each worker is to be asked again.
     wake_ns: Vec<Option<u64>>,
     pub disks: Vec<Disk>,
+    /// Something has waited for the window since this was last asked for.
+    pub short: bool,
     /// By worker, which disk and lane a client of its scheduler is.
     clients: Vec<Vec<(usize, usize)>>,
 }
@@ -64,6 +64,7 @@ impl Host {
             workers: (0..workers).map(|_| Scheduler::new()).collect(),
             wake_ns: vec![None; workers],
             disks: Vec::new(),
+            short: false,
             clients: vec![Vec::new(); workers],
         }
     }
@@ -80,8 +81,6 @@ impl Host {
                 client,
                 leases: Default::default(),
                 waiting: VecDeque::new(),
-                eligible_ns: 0,
-                waiting_cost: 0,
                 in_flight_cost: 0,
                 ios: 0,
                 latency_ns: 0,
@@ -135,7 +134,6 @@ impl Host {
             return true;
         }
         lane.waiting.push_back(request);
-        lane.waiting_cost += u64::from(request.cost);
         if lane.waiting.len() == 1 {
             lane.offer(now_ns, scheduler, &disk.pacers);
         }
@@ -182,13 +180,13 @@ impl Host {
                 let Some(request) = lane.waiting.pop_front() else {
                     break None;
                 };
-                lane.waiting_cost -= u64::from(request.cost);
                 lane.in_flight_cost += u64::from(request.cost);
                 go(request.ticket);
                 if !lane.waiting.is_empty() {
                     lane.offer(now_ns, scheduler, &disk.pacers);
                 }
             };
+            self.short |= scheduler.is_short();
         }
     }
 }
@@ -211,7 +209,6 @@ impl Lane {
         for ((lease, pacer), amount) in self.leases.iter_mut().zip(pacers).zip(amounts) {
             eligible_ns = eligible_ns.max(lease.book(pacer, now_ns, amount));
         }
-        self.eligible_ns = eligible_ns;
         let head = Head {
             cost: request.cost,
             eligible_ns,
@@ -224,11 +221,10 @@ impl Lane {
         units(self.in_flight_cost)
     }
 
-    /// I/Os that wait for the window, and not for a limit.
-    pub fn waiting(&self, now_ns: u64) -> f64 {
-        if self.eligible_ns > now_ns {
-            return 0.0;
-        }
-        units(self.waiting_cost)
+    /// I/Os that wait, for a limit or for the window. Those that a worker has not taken from its guest's
+    /// rings are not seen.
+    pub fn waiting(&self) -> f64 {
+        let seen = self.waiting.iter().take(HELD_PER_LANE);
+        units(seen.map(|request| u64::from(request.cost)).sum())
     }
 }

@@ -51,7 +51,7 @@ impl Steering {
 
     /// Divides the window among the workers.
     pub fn tick(&mut self, now_ns: u64, host: &mut Host) {
-        self.read(now_ns, host);
+        self.read(host);
         let allotment = self.governor.tick(now_ns, &self.readings);
         for (worker, &slots) in allotment.windows.iter().enumerate() {
             host.set_window(now_ns, worker, slots);
@@ -66,22 +66,22 @@ impl Steering {
         }
     }
 
-    fn read(&mut self, now_ns: u64, host: &mut Host) {
+    fn read(&mut self, host: &mut Host) {
+        let window_waits = std::mem::take(&mut host.short);
         let disks = &mut self.readings.disks;
         disks.resize_with(host.disks.len(), DiskReading::default);
-        for (at, (disk, reading)) in host.disks.iter_mut().zip(disks).enumerate() {
+        for (at, (disk, reading)) in host.disks.iter().zip(disks).enumerate() {
             reading.disk = at as u64;
             reading.policy = disk.policy;
             reading.lanes.clear();
             let workers = host.workers.len();
             reading.lanes.resize(workers, LaneReading::default());
-            for lane in &mut disk.lanes {
-                let waiting = lane.waiting(now_ns);
+            for lane in &disk.lanes {
                 reading.lanes[lane.worker] = LaneReading {
                     has_queues: true,
                     in_flight: lane.in_flight(),
-                    waiting,
-                    window_waits: waiting > 0.0,
+                    waiting: lane.waiting(),
+                    window_waits,
                     ios: lane.ios,
                     latency_sum_ns: lane.latency_ns,
                     units: lane.cost,

@@ -2,9 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Range;
 
-use ferry_dataplane::qos::stats_file::Ignored;
 use ferry_dataplane::qos::{Cost, CostModel, Medium, Policy};
 use ferry_dataplane::request::Op;
 
@@ -14,7 +12,9 @@ use super::file::File;
 use super::host::{Host, Request};
 use super::spec::{Control, HostSpec, Occurrence, WorldSpec};
 use super::steering::Steering;
-use super::tally::{Series, Tally};
+use super::tally::Series;
+
+mod seen;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -330,53 +330,6 @@ impl World {
                 self.send(wake_ns, Event::Wake(host));
             }
         }
-    }
-
-    /// What a client had in a time of whole pieces.
-    pub fn had(&self, client: usize, time_ns: Range<u64>) -> Tally {
-        self.series[client].sum(time_ns)
-    }
-
-    /// What all clients had.
-    pub fn all_had(&self, time_ns: Range<u64>) -> Tally {
-        let each = self.series.iter().map(|series| series.sum(time_ns.clone()));
-        each.fold(Tally::default(), Tally::and)
-    }
-
-    /// A host's window in a time, in the mean.
-    pub fn window(&self, host: usize, time_ns: Range<u64>) -> f64 {
-        let windows = &self.windows[host];
-        let (mut sum, mut span) = (0.0, 0u64);
-        for (at, &(from_ns, window)) in windows.iter().enumerate() {
-            let next_ns = windows.get(at + 1).map_or(self.now_ns, |next| next.0);
-            let (from, to) = (from_ns.max(time_ns.start), next_ns.min(time_ns.end));
-            let part = to.saturating_sub(from);
-            if part > 0 {
-                #[allow(clippy::cast_precision_loss)]
-                let part_ns = part as f64;
-                sum += window * part_ns;
-                span += part;
-            }
-        }
-        #[allow(clippy::cast_precision_loss)]
-        let span = span as f64;
-        sum / span
-    }
-
-    /// What hosts noticed.
-    pub fn events(&self) -> &[Occurrence] {
-        &self.noticed
-    }
-
-    /// What a host did not believe of the statistics file.
-    pub fn ignored(&self, host: usize) -> Ignored {
-        let steering = self.steering.get(host);
-        steering.map_or_else(Ignored::default, Steering::ignored)
-    }
-
-    /// What clients there are.
-    pub fn clients(&self) -> impl Iterator<Item = &ClientSpec> {
-        self.clients.iter().map(|client| &client.spec)
     }
 }
 

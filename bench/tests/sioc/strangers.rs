@@ -16,9 +16,8 @@ fn world(unmanaged: Unmanaged, depth: u32, into_ns: u64) -> World {
     let mut clients: Vec<_> = (0..3)
         .map(|host| ClientSpec::disk(host, shares[host], 256))
         .collect();
-    let mut stranger = ClientSpec::stranger(depth);
-    stranger.on = vec![JOINS + into_ns..300 * SECOND];
-    clients.push(stranger);
+    let stays = JOINS + into_ns..300 * SECOND;
+    clients.push(ClientSpec::stranger(depth).during(stays));
     let control = Control {
         period_ns: PERIOD,
         unmanaged,

@@ -16,7 +16,7 @@
 //! each of them began with. A step goes the further the farther the goal is, within bounds.
 //!
 //! It **waits** where the reports do not belong together: while a host is late, and may be dead, and for
-//! two periods after what is wanted has moved, a disk that stopped for instance. What the hosts say was done
+//! three periods after what is wanted has changed, by a disk that stopped for instance. What the hosts say was done
 //! in periods that end at different times adds up to what was done only while none of them gets another part.
 //!
 //! It **opens** when for some periods the latency was well below the threshold and all that is wanted had
@@ -98,14 +98,16 @@ const QUIET_PERIODS: u32 = 3;
 const WELL_BELOW: f64 = 0.9;
 /// Latency of a single period that closes it, without waiting for the mean.
 const WELL_ABOVE: f64 = 1.1;
-/// What is wanted has moved if the level of the water has by so much, as a logarithm: it is divided anew,
-/// and what the hosts say of their periods does not belong together until all have.
+/// It is divided anew where what is wanted has changed by so much, as a logarithm, and what the hosts say of
+/// their periods does not belong together until all have done it.
 const MOVED: f64 = 0.05;
 /// Periods that it takes, and no more in a row, should it move all the time.
-const MOVING_PERIODS: u32 = 2;
-const WAITED_MAX: u32 = 3;
-/// Latency by the threshold, as a logarithm, beyond which there is no waiting.
-const FAR: f64 = 0.4;
+const MOVING_PERIODS: u32 = 3;
+const WAITED_MAX: u32 = 4;
+/// Periods after closing, in which all is moving and the window has still to be found.
+const SETTLED_PERIODS: u32 = 4;
+/// Latency beyond which there is no waiting, as a multiple of the threshold.
+const FAR_ABOVE: f64 = 1.5;
 /// What is wanted fits if it leaves so much of the window.
 const FITS: f64 = 0.95;
 /// Periods of a good latency, after which an outsider is held to be gone.
@@ -138,11 +140,17 @@ pub struct Controller {
     /// What the others want, as of the last update.
     others: Others,
     others_flag: bool,
-    /// The level as of the last update.
+    /// The shares of those that wanted something, as of the last update.
+    last_shares: f64,
+    /// The level then, with the window that followed from it.
     last_level: f64,
     /// Periods to wait until what was divided anew has settled, and periods waited in a row.
     moving: u32,
     waited: u32,
+    /// Periods since it was closed.
+    closed: u32,
+    /// The last step was taken back.
+    undone: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -178,9 +186,12 @@ impl Controller {
             finding: None,
             others: Others::default(),
             others_flag: false,
+            last_shares: 0.0,
             last_level: f64::INFINITY,
             moving: 0,
             waited: 0,
+            closed: 0,
+            undone: false,
         }
     }
 
@@ -225,7 +236,7 @@ impl Controller {
         }
         self.others = Others::of(others.iter().map(|it| &it.demand));
         self.others_flag = others.iter().any(|it| it.unmanaged);
-        self.notice(self.level(&own.demand));
+        self.notice(&own.demand);
         let event = self.step(&measure, late);
         self.last_level = self.level(&own.demand);
         Decision {
@@ -259,6 +270,7 @@ impl Controller {
             return None;
         }
         if late {
+            self.undo();
             return None;
         }
         let threshold_ns = self.threshold_ns();
@@ -268,26 +280,51 @@ impl Controller {
         let event = found.and_then(|elasticity| self.found(elasticity));
         let waits = self.waits(measure);
         match self.mode {
-            Mode::Closed { window } if waits => self.close(base(window, measure)),
-            Mode::Closed { window } => self.steer(window, measure),
+            Mode::Closed { .. } if waits => {
+                self.undo();
+                self.close(base(self.window_total(), measure));
+            }
+            Mode::Closed { window } => {
+                self.undone = false;
+                self.steer(window, measure);
+            }
             Mode::Open => self.watch(measure),
             Mode::Stopped { .. } => return event,
         }
         event.or_else(|| self.is_gone(measure).then_some(Event::UnmanagedGone))
     }
 
-    /// Has what is wanted moved since the last update, with the same window?
-    fn notice(&mut self, level: f64) {
-        let same = level.is_finite() == self.last_level.is_finite();
-        let far = level.is_finite() && (level / self.last_level).ln().abs() > MOVED;
-        if !same || far {
+    /// Takes back the last step, once: what a host or a disk did that has stopped since was counted in it.
+    fn undo(&mut self) {
+        let undone = std::mem::replace(&mut self.undone, true);
+        if !undone && self.last_window.is_finite() && self.window_total().is_finite() {
+            self.close(self.last_window);
+        }
+    }
+
+    /// Has what is wanted changed since the last update? The level of the water tells, with the same window;
+    /// but not just after a step, as more is seen to be wanted of a larger window.
+    fn notice(&mut self, own: &Bins) {
+        let (shares, level) = (self.others.active_shares(own), self.level(own));
+        let last_shares = std::mem::replace(&mut self.last_shares, shares);
+        let moved = |now: f64, last: f64| last > 0.0 && (now / last).ln().abs() > MOVED;
+        let stepped = moved(self.window_total(), self.last_window);
+        if moved(shares, last_shares) || (!stepped && moved(level, self.last_level)) {
             self.moving = MOVING_PERIODS;
         }
     }
 
     /// Whether the window is not steered until the division has settled.
     fn waits(&mut self, measure: &Measure) -> bool {
-        let far = (measure.latency_ns / self.threshold_ns()).ln().abs() > FAR;
+        self.closed = if self.window_total().is_finite() {
+            self.closed.saturating_add(1)
+        } else {
+            0
+        };
+        if self.closed <= SETTLED_PERIODS {
+            self.moving = 0;
+        }
+        let far = measure.latency_ns > FAR_ABOVE * self.threshold_ns();
         let waits = self.moving > 0 && self.waited < WAITED_MAX && !far;
         self.moving = self.moving.saturating_sub(1);
         self.waited = if waits { self.waited + 1 } else { 0 };
@@ -296,6 +333,7 @@ impl Controller {
 
     fn open(&mut self) {
         self.mode = Mode::Open;
+        self.last_window = f64::INFINITY;
         self.quiet = 0;
         self.detector.forget();
     }

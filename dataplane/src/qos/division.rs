@@ -214,6 +214,12 @@ impl Bins {
         }
     }
 
+    /// Shares of those that want a slot or more; of a class that wants less a part of them, or nothing.
+    pub fn active_shares(&self) -> f64 {
+        let part = |want: Want| want.shares * (2.0 * want.slots - 1.0).clamp(0.0, 1.0);
+        self.wants().map(part).sum()
+    }
+
     /// Shares by class.
     pub fn shares(&self) -> &[f32; CLASSES] {
         &self.shares

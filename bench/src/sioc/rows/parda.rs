@@ -138,7 +138,7 @@ pub(super) fn hosts_that_stop() -> Row {
     row.add("latency, no control (ms)", 60.0, open_ms, all.device_ms());
     let mut stopping = clients.clone();
     for (host, stop) in [(5, 145), (4, 220), (3, 310)] {
-        stopping[host].on.push(0..stop * SECOND);
+        stopping[host] = clients[host].clone().during(0..stop * SECOND);
     }
     let world = WorldSpec::new(array(iops), stopping).controlled(control(30));
     let world = run(world, 400 * SECOND);
@@ -171,9 +171,7 @@ pub(super) fn a_stranger_joins() -> Row {
     // At the threshold the stranger has what its depth gives it; the rest is shared.
     let strangers = 32.0 / 0.030;
     let after = ideal(IOPS - strangers, 30.0, &clients);
-    let mut stranger = ClientSpec::stranger(32);
-    stranger.on.push(230 * SECOND..u64::MAX);
-    clients.push(stranger);
+    clients.push(ClientSpec::stranger(32).during(230 * SECOND..u64::MAX));
     let world = WorldSpec::new(array(IOPS), clients).controlled(control(30));
     let world = run(world, 400 * SECOND);
     for (when, time, ideal) in [

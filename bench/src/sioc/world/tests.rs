@@ -53,11 +53,10 @@ fn a_fixed_window_is_divided_by_shares_limits_and_reservations() {
 #[test]
 fn schedules_rates_and_deaths() {
     let mut clients = vec![
-        ClientSpec::disk(0, 1, 4),
+        ClientSpec::disk(0, 1, 4).during(SECOND..3 * SECOND),
         ClientSpec::disk(1, 1, 4),
         ClientSpec::stranger(4),
     ];
-    clients[0].on = vec![SECOND..3 * SECOND];
     clients[1].rate = Some(50.0);
     let mut spec = WorldSpec::new(ArraySpec::seeking(16, 1600.0), clients);
     spec.hosts[1].dies_ns = Some(5 * SECOND);

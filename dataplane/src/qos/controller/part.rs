@@ -40,6 +40,12 @@ impl Others {
         }
     }
 
+    /// The shares of all that want a slot or more. What is left of a disk's mean after it has stopped is no
+    /// demand, and what comes and goes does not count.
+    pub fn active_shares(&self, own: &Bins) -> f64 {
+        self.all.active_shares() + own.active_shares()
+    }
+
     /// This host's part. What nobody wants is divided by shares as well.
     pub fn part(&self, division: Division, window: f64, own: &Bins) -> f64 {
         #[allow(clippy::cast_precision_loss)]
